@@ -1,0 +1,45 @@
+"""Numbers out of text: what a written answer comes to, however it is dressed up.
+
+`#### 1,234`, `$72.00`, `\\boxed{72}`, `72 clips.`, `-5` and `.5` all give their number. A cut-off answer gives none: the number
+that it happens to end with is a step of the way, and to count it would reward luck.
+"""
+
+from __future__ import annotations
+
+import re
+
+NUMBER = re.compile(r"(?<![\w.])(-?\\?[$€£]?|[$€£]-)((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
+"""A sign, a currency, digits with or without commas. `20-5` is 20 and 5: a hyphen after a digit subtracts."""
+HASHES = re.compile(
+    r"####[ \t]*\n?[ \t]*(?:(?:the )?(?:final )?answer(?: is)?:?)?[^\w\n-]*(?=-?[\\$€£\d.])([^\n]*)", re.IGNORECASE
+)
+"""The mark of GSM8K and ours, followed by a number; `#### Step 3` is a heading."""
+BOXED = re.compile(r"\\boxed\s*\{([^\n]*)")
+SAID = re.compile(r"answer(?: is|:)[^\d\n-]{0,40}?(-?[\\$€£]*[\d.][^\n]*)", re.IGNORECASE)
+FINISHED = re.compile(r"[.!?)\]}*$%]\s*$|^\W*\S*\d\S*(?: [a-z]+){0,3}\s*$", re.IGNORECASE)
+"""A sentence that ended, or nothing but a number and its unit."""
+
+
+def numbers(text: str) -> list[float]:
+    """All numbers in `text`, from left to right."""
+    text = text.replace("{,}", ",").replace("−", "-")
+    return [float(digits.replace(",", "")) * (-1 if "-" in sign else 1) for sign, digits in NUMBER.findall(text)]
+
+
+def final_number(answer: str, marked: bool = False) -> float | None:
+    """The number that `answer` ends in, or None.
+
+    The last `####` counts, else the last `\\boxed{}`, else the last "the answer is"; and where nothing marks an answer, the
+    last number of a text that is not cut off. With `marked`, only `####` counts.
+    """
+    for mark in (HASHES,) if marked else (HASHES, BOXED, SAID):
+        if (rests := mark.findall(answer)) and (found := numbers(rests[-1])):
+            return found[-1] if "=" in rests[-1] else found[0]
+    if marked or not FINISHED.search(answer) or not (found := numbers(answer)):
+        return None
+    return found[-1]
+
+
+def same(a: float | None, b: float | None) -> bool:
+    """Equal numbers; None, an answer that is not there, equals nothing."""
+    return a is not None and b is not None and abs(a - b) <= 1e-6 * max(1.0, abs(b))

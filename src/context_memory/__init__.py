@@ -1,0 +1,1 @@
+"""Compressed context memory for any Hugging Face language model."""

@@ -1,0 +1,96 @@
+"""The mask in the form that each attention implementation takes, and an attention function that fills memory slots.
+
+Seam: transformers 5.23, `AttentionInterface.register` and `AttentionMaskInterface.register`. The mixing function only
+overwrites keys and values at slot columns and then calls the stock implementation; it is chosen for mixing schemes only.
+A boolean mask is right for sdpa alone: eager *adds* what it gets, flex_attention wants a BlockMask, and
+flash_attention_2 takes no such mask at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward
+
+from context_memory.plan import Mix
+
+IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention", "flash_attention_2")
+PREFIX = "ccm_"
+
+
+def mixed(states: Tensor, mix: Mix) -> Tensor:
+    """(b, h, n, d) keys or values with the slots overwritten by the weighted sums of their sources, summed in float32 or wider."""
+    b, h, n, d = states.shape
+    _, g, c = mix.source.shape
+    wide = torch.promote_types(states.dtype, torch.float32)
+    index = mix.source.reshape(b, 1, g * c, 1).expand(b, h, g * c, d)
+    source = states.gather(2, index).view(b, h, g, c, d).to(wide)
+    summed = torch.einsum("bts,bhscd->btchd", mix.weight.to(wide), source).reshape(b, -1, h, d).to(states.dtype)
+    out = states.clone()
+    out[mix.rows, :, mix.target] = summed[mix.rows, mix.picked]
+    return out
+
+
+def _mixing(implementation: str) -> Callable[..., Any]:
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, kv_mix: Mix | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """(b, heads, q, d) x (b, kv heads, n, d) -> (b, q, heads, d), as every attention function of transformers."""
+        if kv_mix is not None:
+            key, value = mixed(key, kv_mix), mixed(value, kv_mix)
+        stock = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        return stock(module, query, key, value, attention_mask, **kwargs)
+
+    return attend
+
+
+def use(model: nn.Module, implementation: str, mixes: bool) -> None:
+    """Set the attention implementation of a transformers model; the mixing one for schemes that mix.
+
+    Raises:
+        ValueError: unknown implementation, or flash attention for a scheme that mixes.
+        ImportError: flash attention that is not installed.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"attn_implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}.")
+    if mixes and implementation == "flash_attention_2":
+        raise ValueError("flash_attention_2 cannot fill memory slots; use attn_implementation=sdpa for a scheme that merges.")
+    name = implementation
+    if mixes:
+        name = PREFIX + implementation
+        AttentionInterface.register(name, _mixing(implementation))
+        if implementation in ALL_MASK_ATTENTION_FUNCTIONS:
+            AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
+    model.set_attn_implementation(name)  # type: ignore[operator]
+
+
+def implementation_of(model: nn.Module) -> str:
+    """The stock name of the implementation that is in use."""
+    return str(model.config._attn_implementation).removeprefix(PREFIX)  # type: ignore[union-attr]
+
+
+def form(mask: Tensor, implementation: str, dtype: torch.dtype) -> Any:
+    """(b, q, k) bool -> what `implementation` takes.
+
+    Raises:
+        ValueError: flash attention, which takes no mask of this kind.
+    """
+    if implementation == "sdpa":
+        return mask[:, None]
+    if implementation == "eager":
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)[:, None]
+    if implementation == "flex_attention":
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        b, q, k = mask.shape
+        return create_block_mask(lambda b, h, i, j: mask[b, i, j], b, None, q, k, device=str(mask.device))
+    raise ValueError(
+        f"{implementation} takes no mask that hides forgotten tokens: it serves scheme=full and plain unpadded text; "
+        "use attn_implementation=sdpa."
+    )

@@ -1,0 +1,1 @@
+"""Where a segment ends: one policy a file."""

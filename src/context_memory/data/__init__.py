@@ -1,0 +1,1 @@
+"""Examples and their scoring: one dataset a file."""

@@ -1,0 +1,25 @@
+"""What a dataset is: examples by split, and a score for an answer. It never sees a comp id or a mask."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from context_memory.text import Example
+
+
+class Dataset(ABC):
+    """A dataset. Subclasses are frozen dataclasses whose fields are its settings (`data.path=...`, `data.seed=...`)."""
+
+    plugin: ClassVar[bool] = True
+    samples: ClassVar[tuple[Example, ...]] = ()
+    """Three inline examples, for tests and `--dry-run`."""
+
+    @abstractmethod
+    def examples(self, split: str) -> Sequence[Example]:
+        """The examples of `split` (`train`, `validation` or `test`), always in the same order."""
+
+    @abstractmethod
+    def score(self, example: Example, answer: str) -> dict[str, float]:
+        """Scores of a generated answer, each between 0 and 1; `correct` is always there."""

@@ -1,0 +1,1 @@
+"""Facts about a Hugging Face architecture: one file a model type."""

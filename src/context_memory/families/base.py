@@ -1,0 +1,84 @@
+"""The few facts about a Hugging Face architecture that we need. File name = `config.model_type`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from context_memory.plan import Tokens
+
+FIXED_ROPE = ("default", "linear", "llama3", "yarn")
+"""Rope types whose frequencies do not change with the length of the text."""
+
+
+class Family(ABC):
+    """A family of decoder-only models."""
+
+    plugin: ClassVar[bool] = True
+    targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    """Modules that get the compression LoRA by default."""
+    all_linear: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Modules that a task LoRA may take (`targets=all`)."""
+
+    @staticmethod
+    @abstractmethod
+    def tiny() -> nn.Module:
+        """A random causal model of a few thousand parameters: grouped-query attention, 3 layers, vocabulary 64."""
+
+    def decoder(self, model: nn.Module) -> nn.Module:
+        """The model below the head: embeddings in, last hidden states out."""
+        return model.model  # type: ignore[return-value]
+
+    def layers(self, model: nn.Module) -> nn.ModuleList:
+        """The decoder layers."""
+        return self.decoder(model).layers  # type: ignore[return-value]
+
+    def embed(self, model: nn.Module, ids: Tensor) -> Tensor:
+        """(b, n) -> (b, n, hidden), as the decoder would itself."""
+        return model.get_input_embeddings()(ids)  # type: ignore[operator]
+
+    def head(self, model: nn.Module, hidden: Tensor) -> Tensor:
+        """(..., hidden) -> (..., vocabulary) logits."""
+        return model.lm_head(hidden)  # type: ignore[operator]
+
+    def check(self, config: Any) -> None:
+        """Raises ValueError for a configuration that a memory cannot be exact with."""
+        rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+        kinds = [rope] if not any(isinstance(v, dict) for v in rope.values()) else [v for v in rope.values() if isinstance(v, dict)]
+        for kind in kinds:
+            name = kind.get("rope_type", "default")
+            if name not in FIXED_ROPE:
+                raise ValueError(
+                    f"rope type '{name}' changes its frequencies with the length of the text, so keys that are kept would go stale; "
+                    f"supported: {', '.join(FIXED_ROPE)}."
+                )
+
+    def window(self, config: Any, layer_type: str | None) -> int | None:
+        """The sliding window of a layer of this type, in positions; None for none."""
+        if layer_type is None or layer_type == "sliding_attention":
+            return getattr(config, "sliding_window", None)
+        return None
+
+    def windowed(self, config: Any) -> bool:
+        """Whether any layer slides a window."""
+        kinds: list[str | None] = [*(getattr(config, "layer_types", None) or [])] if self.typed else [None]
+        return any(self.window(config, kind) is not None for kind in kinds)
+
+    def masks(self, mask: Tensor, q: Tokens, k: Tokens, config: Any) -> dict[str | None, Tensor]:
+        """One mask a layer type, with the sliding window put in by position.
+
+        Comp tokens, slots and pins are memory, not neighbours: the window does not apply to them. The key of the dict is
+        None where the architecture takes a single mask.
+        """
+        types = getattr(config, "layer_types", None) if self.typed else None
+        out: dict[str | None, Tensor] = {}
+        for kind in sorted(set(types)) if types else [None]:
+            window = self.window(config, kind)
+            near = None if window is None else (q.position - k.position < window) | ~k.raw | k.pin | ~q.raw
+            out[kind] = mask if near is None else mask & near
+        return out
+
+    typed: ClassVar[bool] = False
+    """Whether the decoder takes one mask a layer type."""

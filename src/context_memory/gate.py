@@ -1,0 +1,93 @@
+"""Conditional LoRA on stock PEFT: the adapter acts on gated tokens only, and is computed for them only.
+
+Kim et al. 2024, section 3.2: y = W x + 1[x is a comp token] * (alpha / r) * B A x.
+
+Seam: peft 0.21, `LoraLayer.lora_variant`, the table through which PEFT's own variants (DoRA, ...) replace the vanilla sum;
+and transformers 5.23, which hands unknown keyword arguments down to every decoder layer. A hook on the layer takes
+`lora_gate` out of its arguments, so that whatever replays the layer (gradient checkpointing) brings the gate along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from peft.tuners.lora.layer import LoraLayer, LoraVariant
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Which tokens LoRA acts on: flat indices into (b * n), or None for every token (`gate=all`)."""
+
+    index: Tensor | None
+
+
+@dataclass
+class Seat:
+    """Where a decoder layer leaves the gate for its LoRA modules while it runs."""
+
+    gate: Gate | None = None
+
+
+class GatedLora(LoraVariant):
+    """LoRA on the gated rows: gather, A, B, add back. No gate: the base layer's result, untouched."""
+
+    def __init__(self, seat: Seat) -> None:
+        self.seat = seat
+
+    def supports_lora_conversion(self) -> bool:
+        return False
+
+    def forward(  # type: ignore[override]  # PEFT calls it through the instance
+        self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: object
+    ) -> Tensor:
+        gate = self.seat.gate
+        if gate is None:
+            return result
+        a, b = module.lora_A[active_adapter], module.lora_B[active_adapter]
+        drop, scaling = module.lora_dropout[active_adapter], module.scaling[active_adapter]
+        rows = x.flatten(0, -2)
+        if gate.index is not None:
+            rows = rows[gate.index]
+        delta = (b(a(drop(rows.to(a.weight.dtype)))) * scaling).to(result.dtype)
+        if gate.index is None:
+            return result + delta.view_as(result)
+        flat = result.view(-1, result.shape[-1])
+        # The base layer's result is nobody else's and a linear layer's backward does not read it.
+        return (flat.index_add_(0, gate.index, delta) if not flat.is_leaf else flat.index_add(0, gate.index, delta)).view_as(result)
+
+
+def install(layers: Iterable[nn.Module], adapter_name: str = "default") -> None:
+    """Make the PEFT LoRA of these decoder layers conditional on the `lora_gate` keyword argument of each call."""
+    for layer in layers:
+        seat = Seat()
+        for module in layer.modules():
+            if isinstance(module, LoraLayer) and adapter_name in module.lora_A:
+                module.lora_variant[adapter_name] = GatedLora(seat)
+                module.cast_input_dtype_enabled = False  # PEFT would cast every row, gated or not
+        layer.register_forward_pre_hook(_sit(seat), with_kwargs=True)
+        layer.register_forward_hook(_rise(seat), always_call=True)
+
+
+def _sit(seat: Seat):  # type: ignore[no-untyped-def]
+    def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        gate = kwargs.get("lora_gate")
+        assert gate is None or isinstance(gate, Gate)
+        seat.gate = gate
+
+    return hook
+
+
+def _rise(seat: Seat):  # type: ignore[no-untyped-def]
+    def hook(*_: object) -> None:
+        seat.gate = None
+
+    return hook
+
+
+def trainable(module: nn.Module) -> int:
+    """How many parameters are trained."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+

@@ -1,0 +1,336 @@
+"""Memory: the pinned and folded keys and values of every layer, with its own clock. A transformers `Cache` that folds.
+
+Tokens run after what the memory holds (`advance`) under the same rule as in one pass (`plan.visible`); at a boundary
+(`fold`) every entry that no later token can see is freed and its storage given back.
+
+Seam: transformers 5.23, `Cache.update` and `get_mask_sizes`, called by every attention layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from context_memory.plan import COMP, PAD, SLOT, Mix, Plan, Tokens, build, layout, stack
+from context_memory.text import Segment
+
+if TYPE_CHECKING:
+    from context_memory.model import CompressedLM
+
+SLACK = 16
+"""Columns by which a growing buffer is enlarged while decoding, so that not every token copies it."""
+_BLANK = {"kind": PAD, "row": -1, "index": -1}
+
+
+class Memory(Cache):
+    """The memory of one text, or of a batch of texts side by side, each with its own length, step and position.
+
+    Buffers are (rows, kv heads, columns, head size); unused columns of shorter rows are of kind PAD and count in `nbytes`.
+    """
+
+    def __init__(self, lm: CompressedLM, rows: int = 1) -> None:
+        super().__init__(layers=[DynamicLayer() for _ in range(lm.n_layers)])
+        self.lm = lm
+        self.rows = rows
+        self.length = [0] * rows
+        """Entries a layer held now, row by row."""
+        self.step = [0] * rows
+        """Compressions so far."""
+        self.clock = [0] * rows
+        """Position of the next token."""
+        self.raw = [0] * rows
+        """Raw tokens seen so far."""
+        empty = build([[(PAD, 0, False, False, 0, 0, 0)] * 0] * rows)
+        self.held: Tokens = empty.tokens.map(lambda x: x.to(lm.device))
+        self.slot = empty.slot.to(lm.device)
+        self._mean: list[tuple[Tensor, Tensor]] = []
+        self._place: tuple[Tensor, Tensor, Tensor] | None = None
+        self._span = (0, 0)
+
+    # ---- what transformers calls ------------------------------------------------------------------------------------
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write (rows, h, q, d) fresh keys and values to their columns; return all (rows, h, used columns, d)."""
+        layer = self.layers[layer_idx]
+        width = self.slot.shape[1]
+        if layer.keys is None:
+            b, h, _, d = key_states.shape
+            layer.keys, layer.values = key_states.new_zeros(b, h, width, d), value_states.new_zeros(b, h, width, value_states.shape[-1])
+            layer.is_initialized = True
+        elif layer.keys.shape[2] != width:
+            grow = (0, 0, 0, width - layer.keys.shape[2])
+            layer.keys, layer.values = pad(layer.keys, grow), pad(layer.values, grow)
+        start, used = self._span
+        for buffer, fresh in ((layer.keys, key_states), (layer.values, value_states)):
+            if self._place is None:
+                buffer[:, :, start:used] = fresh
+            else:
+                rows, lanes, columns = self._place
+                buffer[rows, :, columns] = fresh.transpose(1, 2)[rows, lanes]
+        return layer.keys[:, :, :used], layer.values[:, :, :used]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Used columns (of the longest row) before the tokens that are being run."""
+        return max(self.length)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self._span[1], 0
+
+    # ---- running and folding ----------------------------------------------------------------------------------------
+
+    def advance(self, plan: Plan, clock: Sequence[int], slack: int = 0) -> Tensor:
+        """Run the plan's tokens after what is held and hold them too; (rows, n, hidden) last hidden states.
+
+        `clock` is the position after the plan, row by row. Lanes of a row are padded on the right.
+
+        Raises:
+            ValueError: a position beyond the model's; another number of rows.
+        """
+        if plan.shape[0] != self.rows:
+            raise ValueError(f"the memory has {self.rows} row(s), got {plan.shape[0]}; make one with lm.memory(rows={plan.shape[0]}).")
+        if (last := max(clock)) > (limit := self.lm.max_positions):
+            raise ValueError(
+                f"position {last} is past the model's {limit}: the clock of a memory counts every token it ever read. "
+                "Start a new memory, or use a model with more positions."
+            )
+        plan = plan.to(self.lm.device)
+        real = plan.tokens.kind != PAD
+        n = plan.shape[1]
+        fresh = real.sum(1).tolist() if self.rows > 1 else [n]
+        used = max(a + b for a, b in zip(self.length, fresh))
+        if self.slot.shape[1] < used:
+            self._resize(used + slack)
+        if len(set(self.length)) == 1 and set(fresh) == {n}:
+            self._place, rows, lanes = None, slice(None), slice(None)
+            columns: Any = slice(self.length[0], used)
+        else:
+            rows, lanes = real.nonzero(as_tuple=True)
+            columns = torch.tensor(self.length, device=real.device)[rows] + lanes
+            self._place = (rows, lanes, columns)
+        self._span = (self.length[0], used)
+        for name, value in {**vars(plan.tokens), "slot": plan.slot}.items():
+            target = self.slot if name == "slot" else getattr(self.held, name)
+            target[rows, columns] = value[rows, lanes]
+        hidden = self.lm.hidden(plan, self, used)
+        self.held.index[:, :used] = -1
+        self.length = [a + b for a, b in zip(self.length, fresh)]
+        self.raw = [a + b for a, b in zip(self.raw, plan.tokens.raw.sum(1).tolist())]
+        self.clock = list(clock)
+        return hidden
+
+    def mix(self, plan: Plan, used: int) -> Mix | None:
+        """How the slots that are being run follow from the slots held and the fresh comp tokens."""
+        if not self.lm.scheme.mixes or not bool(plan.tokens.slot.any()):
+            return None
+        n = self.lm.scheme.n_comp
+        held = self.held.map(lambda x: x[:, :used])
+        slot, big = self.slot[:, :used], used + n
+
+        def columns(where: Tensor) -> Tensor:
+            return torch.where(where, slot, big).sort(dim=1, stable=True).indices[:, :n]
+
+        fresh = held.index >= 0
+        source = torch.stack([columns(held.slot & ~fresh), columns(held.comp & fresh)], 1)
+        target = columns(held.slot & fresh)
+        folds = plan.tokens.slot.any(1)
+        rate = torch.tensor([self.lm.scheme.rate(s) for s in self.step], dtype=torch.float64, device=slot.device)
+        rows = folds.nonzero()[:, 0].repeat_interleave(n)
+        lanes = torch.arange(n, device=slot.device).repeat(len(rows) // n)
+        return Mix(torch.stack([1 - rate, rate], -1)[:, None], source, rows, target[rows, lanes], lanes)
+
+    def fold(self, rows: Sequence[int], exact: bool = True) -> None:
+        """Close the segment of these rows: fold its comp keys and values in, free whatever no later token can see."""
+        scheme = self.lm.scheme
+        if not rows:
+            return
+        which = torch.tensor(list(rows), device=self.slot.device)
+        step = torch.tensor([self.step[r] for r in rows], device=self.slot.device)
+        if scheme.mixes:
+            self._average(which, [scheme.rate(self.step[r]) for r in rows])
+        held = self.held.map(lambda x: x[which])
+        keep = (held.kind != PAD) & scheme.kept(held, step[:, None])
+        counts = keep.sum(1)
+        most = int(counts.max())
+        order = torch.where(keep, 0, 1).sort(dim=1, stable=True).indices[:, :most]  # kept columns first, in their order
+        empty = torch.arange(most, device=order.device) >= counts[:, None]
+        for name in (*vars(self.held), "slot"):
+            target = self.slot if name == "slot" else getattr(self.held, name)
+            blank = _BLANK.get(name, 0)
+            moved = target[which].gather(1, order).masked_fill(empty, blank)
+            target[which] = target.new_full((), blank)
+            target[which, :most] = moved
+        for layer in self.layers:
+            for buffer in (layer.keys, layer.values):
+                if buffer is not None:
+                    self._compact(buffer, which, order)
+        for r, count in zip(rows, counts.tolist()):
+            self.length[r], self.step[r] = count, self.step[r] + 1
+        need, have = max(self.length), self.slot.shape[1]
+        if exact and have > need or have - need > 2 * SLACK:
+            self._resize(need)
+
+    @staticmethod
+    def _compact(buffer: Tensor, rows: Tensor, order: Tensor) -> None:
+        _, h, width, d = buffer.shape
+        index = order[:, None, :, None].expand(-1, h, -1, d)
+        buffer[rows, :, : order.shape[1]] = buffer[rows].gather(2, index[:, :, :, :])
+
+    def _average(self, which: Tensor, rates: list[float]) -> None:
+        """Update the float32 running averages of these rows and store them in their fresh slot columns."""
+        n = self.lm.scheme.n_comp
+        kind, segment = self.held.kind[which], self.held.segment[which]
+        step = torch.tensor([self.step[int(r)] for r in which], device=which.device)[:, None]
+
+        def columns(k: int) -> Tensor:
+            where = (kind == k) & (segment == step)
+            return torch.where(where, self.slot[which], n).sort(dim=1, stable=True).indices[:, :n]
+
+        comp, slot = columns(COMP), columns(SLOT)
+        rate = torch.tensor(rates, dtype=torch.float64, device=which.device)[:, None, None, None]
+        for i, layer in enumerate(self.layers):
+            if i == len(self._mean):
+                wide = torch.promote_types(layer.keys.dtype, torch.float32)
+                self._mean.append(tuple(x.new_zeros(self.rows, x.shape[1], n, x.shape[3], dtype=wide) for x in (layer.keys, layer.values)))  # type: ignore[arg-type]
+            for mean, buffer in zip(self._mean[i], (layer.keys, layer.values)):
+                fresh = buffer[which[:, None], :, comp].transpose(1, 2)
+                new = ((1 - rate) * mean[which] + rate * fresh).to(mean.dtype)
+                mean[which] = new
+                buffer[which[:, None], :, slot] = new.transpose(1, 2).to(buffer.dtype)
+
+    def _resize(self, width: int) -> None:
+        """Reallocate every buffer with this many columns: what is cut off is really freed."""
+        have = self.slot.shape[1]
+        if width > have:
+            grow = (0, width - have)
+            self.held = Tokens(**{name: pad(x, grow, value=_BLANK.get(name, 0)) for name, x in vars(self.held).items()})
+            self.slot = pad(self.slot, grow)
+            return  # key and value buffers follow when they are next written
+        self.held = self.held.map(lambda x: x[:, :width].clone())
+        self.slot = self.slot[:, :width].clone()
+        for layer in self.layers:
+            if layer.keys is not None:
+                layer.keys, layer.values = layer.keys[:, :, :width].clone(), layer.values[:, :, :width].clone()
+
+    # ---- segments ---------------------------------------------------------------------------------------------------
+
+    def run(self, segments: Sequence[Sequence[Segment]]) -> Tensor:
+        """Run segments row by row (each list ends with at most one compressed segment) and fold where one closed."""
+        plans = [layout(s, self.lm.scheme, self.lm.positions, clock=c, step=t) for s, c, t in zip(segments, self.clock, self.step)]
+        n = self.lm.scheme.n_comp if self.lm.positions == "base" else 0
+        closed = [r for r, s in enumerate(segments) if s and s[-1].compress]
+        clock = [c + sum(len(x.ids) for x in s) + n * (r in closed) for r, (s, c) in enumerate(zip(segments, self.clock))]
+        hidden = self.advance(stack(plans), clock)
+        self.fold(closed)
+        return hidden
+
+    def write(self, text: str | Sequence[int]) -> None:
+        """Compress a segment into the memory (one row). Text or token ids.
+
+        Raises:
+            ValueError: an empty segment.
+        """
+        ids = tuple(self.lm.encode(text, first=not any(self.raw)) if isinstance(text, str) else text)
+        if not ids:
+            raise ValueError("the segment is empty: there is nothing to remember. Write some text.")
+        self.run([[Segment(ids)]] * self.rows)
+
+    def read(self, text: str | Sequence[int]) -> Tensor:
+        """Read a prompt after the memory without compressing it; (rows, n, vocabulary) logits. To keep the memory: `fork` first."""
+        ids = tuple(self.lm.encode(text, first=not any(self.raw)) if isinstance(text, str) else text)
+        return self.lm.logits(self.run([[Segment(ids, compress=False, target=True)]] * self.rows))
+
+    def compress(self) -> None:
+        """Close the segment that was read since the last boundary."""
+        self.run([[Segment(())]] * self.rows)
+
+    # ---- as a value -------------------------------------------------------------------------------------------------
+
+    @property
+    def tokens(self) -> int:
+        """Entries a layer of the longest row."""
+        return max(self.length)
+
+    def nbytes(self) -> int:
+        """Bytes of the keys, values and running averages that are alive, padding included (`untyped_storage`)."""
+        alive = [x for layer in self.layers for x in (layer.keys, layer.values) if x is not None]
+        alive += [x for pair in self._mean for x in pair]
+        return sum(x.untyped_storage().nbytes() for x in alive)
+
+    def fork(self) -> Memory:
+        """A memory with the same content that shares no storage with this one."""
+        return self.pick(range(self.rows))
+
+    def pick(self, rows: Sequence[int]) -> Memory:
+        """Some of the rows, in this order, as a memory of their own."""
+        other = Memory(self.lm, len(rows))
+        which = torch.tensor(list(rows), dtype=torch.long, device=self.slot.device)
+        for name in ("length", "step", "clock", "raw"):
+            setattr(other, name, [getattr(self, name)[r] for r in rows])
+        width = max(other.length, default=0)
+        other.held = self.held.map(lambda x: x[which, :width])
+        other.slot = self.slot[which, :width]
+        for mine, theirs in zip(self.layers, other.layers):
+            if mine.keys is not None:
+                theirs.keys, theirs.values = mine.keys[which, :, :width], mine.values[which, :, :width]
+                theirs.is_initialized = True
+        other._mean = [(k[which], v[which]) for k, v in self._mean]
+        return other
+
+    @classmethod
+    def batch(cls, memories: Sequence[Memory]) -> Memory:
+        """Several memories of one model, of any lengths, as the rows of one."""
+        first = memories[0]
+        whole = cls(first.lm, sum(m.rows for m in memories))
+        width = max(m.tokens for m in memories)
+        for name in ("length", "step", "clock", "raw"):
+            setattr(whole, name, [x for m in memories for x in getattr(m, name)])
+
+        def wide(x: Tensor, dim: int, value: int = 0) -> Tensor:
+            return pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, width - x.shape[dim]), value=value)
+
+        whole.held = Tokens(**{n: torch.cat([wide(getattr(m.held, n)[:, : m.tokens], 1, _BLANK.get(n, 0)) for m in memories]) for n in vars(first.held)})
+        whole.slot = torch.cat([wide(m.slot[:, : m.tokens], 1) for m in memories])
+        some = next((m for m in memories if m.layers[0].keys is not None), None)
+        for i, layer in enumerate(whole.layers):
+            if some is None:
+                break
+            for name in ("keys", "values"):
+                like = getattr(some.layers[i], name)
+                parts = [getattr(m.layers[i], name) for m in memories]
+                parts = [like.new_zeros(m.rows, like.shape[1], 0, like.shape[3]) if p is None else p[:, :, : m.tokens] for m, p in zip(memories, parts)]
+                setattr(layer, name, torch.cat([wide(p, 2) for p in parts]))
+            layer.is_initialized = True
+        mean = next((m._mean for m in memories if m._mean), [])
+        for i, pair in enumerate(mean):
+            both = [m._mean[i] if m._mean else tuple(x.new_zeros(m.rows, *x.shape[1:]) for x in pair) for m in memories]
+            whole._mean.append((torch.cat([p[0] for p in both]), torch.cat([p[1] for p in both])))
+        return whole
+
+    def inputs(self, prompt: str | Sequence[int]) -> dict[str, Any]:
+        """What the stock `model.generate` needs to go on from this memory (one row); the memory itself is not touched."""
+        ids = list(self.lm.encode(prompt, first=not any(self.raw)) if isinstance(prompt, str) else prompt)
+        cache = DynamicCache()
+        for i, layer in enumerate(self.layers):
+            if layer.keys is not None:
+                cache.update(layer.keys[:, :, : self.tokens].clone(), layer.values[:, :, : self.tokens].clone(), i)
+        n = self.tokens + len(ids)
+        position = torch.arange(self.clock[0], self.clock[0] + len(ids), device=self.slot.device)[None]
+        held = torch.zeros(1, self.tokens, dtype=torch.long, device=self.slot.device)
+        return {
+            "input_ids": torch.cat([held, torch.tensor([ids], device=held.device)], 1),
+            "attention_mask": torch.ones(1, n, dtype=torch.long, device=held.device),
+            "position_ids": position,
+            "past_key_values": cache,
+        }
+
+    def __repr__(self) -> str:
+        return f"Memory(rows={self.rows}, step={self.step}, entries={self.length}, raw={self.raw}, bytes={self.nbytes()})"
+
+
+

@@ -1,0 +1,161 @@
+"""CompressedLM: a frozen Hugging Face model, a scheme, and the small adapter that makes it remember."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+
+from context_memory import attention, gate, plugins
+from context_memory.families.base import Family
+from context_memory.gate import Gate
+from context_memory.memory import Memory
+from context_memory.plan import IGNORE, PAD, Plan, visible
+from context_memory.schemes.base import Scheme
+from context_memory.tokens import CompEmbedding
+
+GATES = ("comp", "all")
+
+
+class CompressedLM(nn.Module):
+    """A causal language model with a compressed memory.
+
+    Args:
+        base: a transformers causal LM; its weights are frozen. "The frozen model" of every law.
+        tokenizer: its tokenizer (None for models without text, in tests).
+        scheme: what is kept of a segment.
+        lora: PEFT's configuration of the adapter; None for no adapter (`full` and `nothing` need none).
+        positions: `skip` or `base` (see `plan.layout`).
+        gate: `comp`, LoRA on comp tokens only, or `all`, on every token (an ordinary LoRA).
+
+    Raises:
+        LookupError: an architecture that has no family file.
+        ValueError: a setting that contradicts another.
+    """
+
+    def __init__(
+        self, base: Any, tokenizer: Any, scheme: Scheme, *, lora: LoraConfig | None = None, positions: str = "skip",
+        gate: str = "comp", attn_implementation: str = "sdpa",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if gate not in GATES:
+            raise ValueError(f"gate must be one of {', '.join(GATES)}, got {gate!r}.")
+        self.family: Family = plugins.make("families", base.config.model_type)  # type: ignore[assignment]
+        self.family.check(base.config)
+        self.tokenizer, self.scheme, self.positions, self.gate = tokenizer, scheme, positions, gate
+        base.requires_grad_(False)
+        attention.use(base, attn_implementation, scheme.mixes)
+        self.base = base
+        self.comp = CompEmbedding(scheme.n_comp, base.get_input_embeddings().weight.detach())
+        self.peft: PeftModel | None = None
+        if lora is not None:
+            self._attach(lora)
+
+    def _attach(self, lora: LoraConfig) -> None:
+        peft = get_peft_model(self.base, lora, autocast_adapter_dtype=False)
+        for name, p in peft.named_parameters():
+            if "lora_" in name:
+                p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
+        gate.install(self.family.layers(self.base))
+        # Not a submodule: the LoRA weights live in `base` already.
+        object.__setattr__(self, "peft", peft)
+
+    # ---- facts ------------------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.base.parameters()).device
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.base.config.num_hidden_layers)
+
+    @property
+    def max_positions(self) -> int:
+        return int(self.base.config.max_position_embeddings)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of one entry over all layers."""
+        config = self.base.config
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return 2 * self.n_layers * config.num_key_value_heads * size * self.base.dtype.itemsize
+
+    # ---- running ----------------------------------------------------------------------------------------------------
+
+    def hidden(self, plan: Plan, memory: Memory | None = None, used: int = 0) -> Tensor:
+        """(b, n, hidden) last hidden states of the plan's tokens, after the first `used` columns of a memory if one is given."""
+        t = plan.tokens
+        embedded = self.family.embed(self.base, plan.ids)
+        if has_comp := bool(t.comp.any()):
+            embedded = self.comp(embedded, plan)
+        extra: dict[str, Any] = {}
+        if self.peft is not None:
+            if self.gate == "all":
+                extra["lora_gate"] = Gate(None)
+            elif has_comp or self.training:
+                extra["lora_gate"] = Gate(plan.gate())
+        mix = plan.mix(self.scheme) if memory is None else memory.mix(plan, used)
+        if mix is not None:
+            extra["kv_mix"] = mix
+        mask, position_ids = self._mask(plan, memory, used, embedded.dtype)
+        out = self.family.decoder(self.base)(
+            inputs_embeds=embedded, attention_mask=mask, position_ids=position_ids, past_key_values=memory,
+            use_cache=memory is not None, **extra,
+        )  # fmt: skip
+        return out.last_hidden_state  # type: ignore[no-any-return]
+
+    def _mask(self, plan: Plan, memory: Memory | None, used: int, dtype: torch.dtype) -> tuple[Any, Tensor | None]:
+        """The mask in the form that the implementation takes, or None where plain causal attention is what is wanted."""
+        t = plan.tokens
+        implementation = attention.implementation_of(self.base)
+        keys = t if memory is None else memory.held.map(lambda x: x[:, :used])
+        q, k = t.map(lambda x: x[:, :, None]), keys.map(lambda x: x[:, None, :])
+        windowed = self.family.windowed(self.base.config)
+        if memory is None and _consecutive(plan) and not (windowed and bool(t.pin.any())) and not plan.hides(self.scheme):
+            return None, None
+        mask = visible(self.scheme, q, k)
+        n = plan.shape[1]
+        if memory is not None and not windowed and (n == 1 or implementation == "flash_attention_2"):
+            causal = torch.ones(n, used, dtype=torch.bool, device=mask.device).tril(used - n)
+            if bool((mask == causal).all()):
+                return None, t.position
+        forms = {
+            kind: attention.form(m, implementation, dtype) for kind, m in self.family.masks(mask, q, k, self.base.config).items()
+        }
+        return forms.get(None, forms), t.position
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., hidden) -> (..., vocabulary)."""
+        return self.family.head(self.base, hidden)
+
+    def labelled(self, plan: Plan) -> tuple[Tensor, Tensor]:
+        """(N, vocabulary) logits and (N,) labels of the positions that have a label: no other logits are computed."""
+        where = plan.labels != IGNORE
+        return self.logits(self.hidden(plan)[where]), plan.labels[where]
+
+    def forward(self, plan: Plan) -> Tensor:
+        """(b, n, vocabulary) logits in one pass."""
+        return self.logits(self.hidden(plan))
+
+    # ---- using ------------------------------------------------------------------------------------------------------
+
+    def memory(self, rows: int = 1) -> Memory:
+        """An empty memory."""
+        return Memory(self, rows)
+
+    def encode(self, text: str, first: bool = True) -> list[int]:
+        """Token ids of plain text; BOS in front of the first text of a memory where the tokenizer has the habit."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        bos = self.tokenizer.bos_token_id
+        adds = first and bos is not None and self.tokenizer("")["input_ids"][:1] == [bos]
+        return [bos, *ids] if adds else ids
+
+
+def _consecutive(plan: Plan) -> bool:
+    """Whether every row is raw tokens at 0, 1, 2, ... with nothing but padding behind, so that plain causal attention may be exact."""
+    t = plan.tokens
+    text = (t.position == torch.arange(plan.shape[1], device=t.position.device)) & t.raw & (t.row == 0)
+    return bool((text | (t.kind == PAD)).all()) and bool(t.raw[:, 0].all())

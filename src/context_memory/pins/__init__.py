@@ -1,0 +1,1 @@
+"""Which raw tokens stay verbatim beside the memory: one rule a file."""

@@ -1,0 +1,51 @@
+"""File name = key: every folder of plug-ins is a registry, found by looking into it.
+
+A plug-in file defines one public class that derives from the folder's `base.py` class of the same purpose. Nothing is
+registered by hand: a file that is dropped into the folder is there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from functools import lru_cache
+
+
+@lru_cache(maxsize=None)
+def keys(folder: str) -> tuple[str, ...]:
+    """The names of the plug-ins in `context_memory.<folder>`, sorted."""
+    package = importlib.import_module(f"context_memory.{folder}")
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base" and not m.name.startswith("_")))
+
+
+def find(folder: str, key: str, word: str | None = None) -> type:
+    """The class that `folder/key.py` defines.
+
+    Raises:
+        LookupError: there is no such file; the message lists those that exist.
+    """
+    word = word or {"boundaries": "boundary", "families": "family", "data": "dataset"}.get(folder, folder.removesuffix("s"))
+    if key not in keys(folder):
+        raise LookupError(f"no {word} called '{key}'; have: {', '.join(keys(folder))}. To add one, create {folder}/{key}.py.")
+    module = importlib.import_module(f"context_memory.{folder}.{key}")
+    base = importlib.import_module(f"context_memory.{folder}.base")
+    kinds = tuple(c for _, c in inspect.getmembers(base, inspect.isclass) if c.__module__ == base.__name__ and getattr(c, "plugin", False))
+    found = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__ and issubclass(c, kinds)]
+    if len(found) != 1:
+        raise TypeError(f"{folder}/{key}.py must define one class that derives from {folder}/base.py, found {len(found)}.")
+    return found[0]
+
+
+def make(folder: str, key: str, /, **settings: object) -> object:
+    """`find`, then construct it with `settings`.
+
+    Raises:
+        LookupError: no such plug-in.
+        TypeError: a setting that it does not have; the message lists those it has.
+    """
+    kind = find(folder, key)
+    known = inspect.signature(kind).parameters
+    if unknown := sorted(set(settings) - set(known)):
+        raise TypeError(f"{folder}/{key}.py has no setting {', '.join(map(repr, unknown))}; have: {', '.join(known) or 'none'}.")
+    return kind(**settings)

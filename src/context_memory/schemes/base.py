@@ -1,0 +1,73 @@
+"""What a scheme is: who sees whom, and how fresh comp keys and values join the memory. It never imports a model.
+
+Everything else is derived. One pass: the mask is `sees`, the slots are `rate` unrolled. Step by step: what a boundary
+frees is what `sees` says no later token can see, and the slots are updated by `rate`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from context_memory.plan import RAW, Tokens
+from context_memory.text import Segment
+
+
+class Scheme(ABC):
+    """A scheme. Subclasses are frozen dataclasses whose fields are its settings; all have `n_comp`."""
+
+    plugin: ClassVar[bool] = True
+    mixes: ClassVar[bool] = False
+    """Whether comp keys and values are folded into slots (then `rate` says how)."""
+    max_steps: ClassVar[int | None] = None
+    """Most compressions of one memory; None for any number."""
+    n_comp: int
+
+    @property
+    def name(self) -> str:
+        return type(self).__module__.rsplit(".", 1)[-1]
+
+    @property
+    def hides(self) -> bool:
+        """Whether the scheme forgets anything at all."""
+        return True
+
+    @classmethod
+    def variants(cls) -> list[Scheme]:
+        """Settings that the laws are run with."""
+        return [cls()]
+
+    @abstractmethod
+    def sees(self, q: Tokens, k: Tokens) -> Tensor:
+        """Whether token q sees the earlier token k; elementwise, broadcasting. Pins and causality are not its business."""
+
+    @abstractmethod
+    def capacity(self, step: int) -> int:
+        """Entries a layer that the memory holds after `step` compressions, pins not counted."""
+
+    def rate(self, step: int) -> float:
+        """Weight a_t of the fresh comp keys and values in the slots at compression number `step` (from 0)."""
+        raise NotImplementedError(f"scheme '{self.name}' does not mix.")
+
+    def arrange(self, segments: Sequence[Segment]) -> Sequence[Segment]:
+        """A chance to join segments before they are laid out."""
+        return segments
+
+    def kept(self, k: Tokens, step: Tensor) -> Tensor:
+        """Whether token k outlives compression number `step`: is it a pin, or would any later reader see it?"""
+        later = step + 1
+        reader = Tokens(
+            kind=torch.full_like(later, RAW), segment=later, reads=torch.ones_like(later, dtype=torch.bool),
+            pin=torch.zeros_like(later, dtype=torch.bool), position=later, index=later, row=torch.zeros_like(later),
+        )  # fmt: skip
+        return k.pin | self.sees(reader, k)
+
+
+def check_n_comp(n_comp: int) -> None:
+    """Raises ValueError unless `n_comp` is at least 1."""
+    if n_comp < 1:
+        raise ValueError(f"n_comp must be at least 1, got {n_comp}; to keep nothing of a segment use scheme=nothing.")

@@ -1,0 +1,44 @@
+"""CCM-concat: keep every segment's comp keys and values side by side.
+
+Kim et al., ICLR 2024, arXiv:2312.03414, section 3.1. Memory after t segments: t * n_comp entries a layer. With
+`recurrent=False` a segment does not see the memory while it is compressed (the authors' choice for independent
+demonstrations, their `concat`; with recurrence, their `concat_recur`).
+
+>>> from context_memory.show import picture
+>>> print(picture(Concat(n_comp=1), "ab|c|d"))
+  a b C c C d
+a 1 . . . . .
+b 1 1 . . . .
+C 1 1 1 . . .
+c . . 1 1 . .
+C . . 1 1 1 .
+d . . 1 . 1 1
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from context_memory.plan import Tokens
+from context_memory.schemes.base import Scheme, check_n_comp
+
+
+@dataclass(frozen=True)
+class Concat(Scheme):
+    n_comp: int = 2
+    recurrent: bool = True
+
+    def __post_init__(self) -> None:
+        check_n_comp(self.n_comp)
+
+    @classmethod
+    def variants(cls) -> list[Scheme]:
+        return [cls(n_comp=2), cls(n_comp=1, recurrent=False)]
+
+    def sees(self, q: Tokens, k: Tokens) -> Tensor:
+        return (k.segment == q.segment) | (k.comp & (q.reads | self.recurrent))
+
+    def capacity(self, step: int) -> int:
+        return step * self.n_comp

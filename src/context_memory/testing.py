@@ -1,0 +1,42 @@
+"""Tiny random models, for the laws. They prove exactness, not quality."""
+
+from __future__ import annotations
+
+import torch
+from peft import LoraConfig
+from torch import nn
+
+from context_memory import plugins
+from context_memory.families.base import Family
+from context_memory.model import CompressedLM
+from context_memory.schemes.base import Scheme
+
+
+def tiny_lm(
+    family: str, scheme: Scheme, *, seed: int = 0, positions: str = "skip", gate: str = "comp", dtype: torch.dtype = torch.float64,
+    attn_implementation: str = "sdpa",
+) -> CompressedLM:  # fmt: skip
+    """A random model of a family with a random adapter, scaled so that every difference would show."""
+    torch.manual_seed(seed)
+    kind: Family = plugins.make("families", family)  # type: ignore[assignment]
+    base = kind.tiny().to(dtype).eval()
+    lora = LoraConfig(r=4, lora_alpha=16, target_modules=list(kind.targets), init_lora_weights=False) if scheme.n_comp else None
+    lm = CompressedLM(
+        base, None, scheme, lora=lora, positions=positions, gate=gate, attn_implementation=attn_implementation
+    ).eval()
+    with torch.no_grad():
+        for name, p in lm.named_parameters():
+            if p.ndim == 2:
+                p.copy_(torch.randn_like(p) * (0.5 if "lora" in name else 0.3))
+    return lm.to(dtype)
+
+
+def tiny_lms(families: list[str] | None = None) -> list[tuple[str, Scheme]]:
+    """Every family with every variant of every scheme, found by folder."""
+    schemes = [v for key in plugins.keys("schemes") for v in plugins.find("schemes", key).variants()]  # type: ignore[attr-defined]
+    return [(family, scheme) for family in families or plugins.keys("families") for scheme in schemes]
+
+
+def parameters_of(lm: nn.Module, word: str) -> list[nn.Parameter]:
+    """Trainable parameters whose name holds `word`."""
+    return [p for n, p in lm.named_parameters() if p.requires_grad and word in n]

@@ -1,0 +1,46 @@
+"""Words and ids, no tensors: what a dataset yields and what a plan is laid out from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Example:
+    """One item of a dataset.
+
+    `context` is written to the memory segment by segment, `prompt` is read after it, `target` is what the model should
+    answer. A chain of thought has no context: its segments are the steps of the target, cut by a boundary policy.
+    """
+
+    prompt: str
+    target: str
+    context: tuple[str, ...] = ()
+    cuts: tuple[int, ...] = ()
+    """Offsets in `target` (characters) after which an annotator put a boundary; empty where the policy decides."""
+    id: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of raw tokens that is compressed together (or, the last one, not at all).
+
+    `loss`: the model learns to predict these tokens. `compress`: comp tokens follow and the raw tokens are forgotten.
+    `pins`: which tokens stay verbatim; as long as `ids`, or empty for none.
+    """
+
+    ids: tuple[int, ...]
+    loss: tuple[bool, ...] = ()
+    compress: bool = True
+    pins: tuple[bool, ...] = ()
+    target: bool = False
+    """Part of what the model answers (rather than of what it is given)."""
+
+    def __post_init__(self) -> None:
+        for name in ("loss", "pins"):
+            flags = getattr(self, name)
+            if flags and len(flags) != len(self.ids):
+                raise ValueError(f"{name} has {len(flags)} flags for {len(self.ids)} tokens; give one a token, or none.")

@@ -11,7 +11,7 @@ import re
 NUMBER = re.compile(r"(?<![\w.])(-?\\?[$€£]?|[$€£]-)((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
 """A sign, a currency, digits with or without commas. `20-5` is 20 and 5: a hyphen after a digit subtracts."""
 HASHES = re.compile(
-    r"####[ \t]*\n?[ \t]*(?:(?:the )?(?:final )?answer(?: is)?:?)?[^\w\n-]*(?=-?[\\$€£\d.])([^\n]*)", re.IGNORECASE
+    r"####[ \t]*\n?[ \t]*(?:(?:the )?(?:final )?answer(?: is)?:?)?[^\w\n-]*?(?=-?[\\$€£\d.])([^\n]*)", re.IGNORECASE
 )
 """The mark of GSM8K and ours, followed by a number; `#### Step 3` is a heading."""
 BOXED = re.compile(r"\\boxed\s*\{([^\n]*)")
@@ -22,7 +22,7 @@ FINISHED = re.compile(r"[.!?)\]}*$%]\s*$|^\W*\S*\d\S*(?: [a-z]+){0,3}\s*$", re.I
 
 def numbers(text: str) -> list[float]:
     """All numbers in `text`, from left to right."""
-    text = text.replace("{,}", ",").replace("−", "-")
+    text = text.replace("{,}", ",").replace("\N{MINUS SIGN}", "-")
     return [float(digits.replace(",", "")) * (-1 if "-" in sign else 1) for sign, digits in NUMBER.findall(text)]
 
 
@@ -42,4 +42,4 @@ def final_number(answer: str, marked: bool = False) -> float | None:
 
 def same(a: float | None, b: float | None) -> bool:
     """Equal numbers; None, an answer that is not there, equals nothing."""
-    return a is not None and b is not None and abs(a - b) <= 1e-6 * max(1.0, abs(b))
+    return a is not None and b is not None and abs(a - b) < 1e-6

@@ -8,8 +8,8 @@ def words(text: str) -> tuple[str, ...]:
 
 
 PEOPLE = words(
-    "Tom Mia Sam Anna Ben Lucy Max Emma Leo Nina Jack Kate Paul Rosa Adam Ella Mark Zoe Luke Ivy Alex Maria Peter Sarah David Julia "
-    "Daniel Laura Eric Alice Oscar Clara Simon Grace Henry Helen Omar Lena Victor Diana"
+    "Tom Mia Sam Anna Ben Lucy Max Emma Leo Nina Jack Kate Paul Rosa Adam Ella Mark Zoe Luke Ivy Alex Maria Peter Sarah David "
+    "Julia Daniel Laura Eric Alice Oscar Clara Simon Grace Henry Helen Omar Lena Victor Diana"
 )
 BOXES = tuple(
     f"the {colour} box" for colour in words("red blue green black white brown yellow orange purple pink gray silver golden")
@@ -48,12 +48,12 @@ SCENES = ((PEOPLE, DOINGS),) * 3 + ((BOXES, GETTING), (CLASSES, GETTING))
 # w: who, r and s: the earlier ones, v: verb, t: things, a and b: numbers. A step repeats the sentence that the prompt used, so
 # that a target follows from its prompt and its loss measures the memory, not a taste in phrasing.
 RELATIONS = {
-    "given": ("{w} {v} {a} {t} in the morning and {b} in the afternoon", "{w} {v} {a} {t} on Monday and {b} on Tuesday"),
+    "given": ("{w} {v} {a} {t} and then {b} more", "{w} {v} {a} {t} on Monday and {b} on Tuesday"),
     "more": ("{w} {v} {b} more {t} than {r}", "compared with {r}, {w} {v} {b} more {t}"),
     "fewer": ("{w} {v} {b} fewer {t} than {r}", "compared with {r}, {w} {v} {b} fewer {t}"),
     "twice": ("{w} {v} twice as many {t} as {r}", "{w} {v} two times as many {t} as {r}"),
     "thrice": ("{w} {v} three times as many {t} as {r}", "compared with {r}, {w} {v} three times as many {t}"),
-    "both": ("{w} {v} as many {t} as {r} and {s} together", "{w} {v} the same number of {t} as {r} and {s} together"),
+    "both": ("{w} {v} as many {t} as {r} and {s} together", "{w} {v} as many {t} as both {r} and {s}"),
 }
 SIGNS = {"given": "+", "more": "+", "fewer": "-", "twice": "*", "thrice": "*", "both": "+", "sum": "+", "difference": "-"}
 
@@ -66,9 +66,21 @@ QUESTIONS = {
     "last": ("How many {t} did {w} {p}?", "How many {t} did {w} {p} in all?"),
 }
 
-DISTRACTORS = (
-    "The bus ticket cost {k} dollars.", "There were {k} benches in the park.", "The walk home took {k} minutes.",
-    "It was {k} degrees outside.", "The old clock struck {k} times.", "A dog barked {k} times.", "The radio played {k} songs.",
-    "There were {k} clouds in the sky.", "The street has {k} houses.", "The teacher is {k} years old.", "The bridge is {k} meters long.",
-    "The lunch break lasted {k} minutes.", "The bakery next door has {k} windows.", "A train passed with {k} wagons.",
-)  # fmt: skip
+DISTRACTORS = tuple(
+    """
+The bus ticket cost {k} dollars.
+There were {k} benches in the park.
+The walk home took {k} minutes.
+It was {k} degrees outside.
+The old clock struck {k} times.
+A dog barked {k} times.
+The radio played {k} songs.
+There were {k} clouds in the sky.
+The street has {k} houses.
+The teacher is {k} years old.
+The bridge is {k} meters long.
+The lunch break lasted {k} minutes.
+The bakery next door has {k} windows.
+A train passed with {k} wagons.
+""".strip().splitlines()
+)

@@ -6,7 +6,7 @@ known distance: a model that forgets its steps can only redo the whole chain in 
 arithmetic is easy, so what is measured is memory.
 
 >>> print(Tally.samples[1].target)
-Julia collected 14 stamps in the morning and 19 in the afternoon, so Julia collected 14 + 19 = 33 stamps.
+Julia collected 14 stamps and then 19 more, so Julia collected 14 + 19 = 33 stamps.
 Compared with Julia, Tom collected 12 fewer stamps, so Tom collected 33 - 12 = 21 stamps.
 Mark collected two times as many stamps as Tom, so Mark collected 21 * 2 = 42 stamps.
 #### 42
@@ -104,7 +104,7 @@ def tell(found: list[Quantity], distractors: int, rng: random.Random) -> tuple[s
         facts.append(capital(fact) + ".")
         lines.append(f"{capital(fact)}, so {who[i]} {verb} {a} {SIGNS[kind]} {b} = {result} {things}.")
         question = rng.choice(QUESTIONS["last"]).format(**words)
-    for text in rng.sample(DISTRACTORS, distractors):
+    for text in rng.sample(DISTRACTORS, rng.randint(0, distractors)):
         facts.insert(rng.randint(1, len(facts)), text.format(k=rng.randint(2, 60)))
     return " ".join([*facts, question]), "\n".join([*lines, f"#### {found[-1].result}"])
 
@@ -138,7 +138,8 @@ class Problems(Sequence[Example]):
 
 @dataclass(frozen=True)
 class Tally(Dataset):
-    """Word problems of `min_steps` to `max_steps` steps. Splits share no problem, under any settings."""
+    """Word problems of `min_steps` to `max_steps` steps, with up to `distractors` unrelated sentences. Splits share no problem,
+    under any settings."""
 
     seed: int = 0
     min_steps: int = 3

@@ -221,7 +221,10 @@ class Memory(Cache):
 
     def run(self, segments: Sequence[Sequence[Segment]]) -> Tensor:
         """Run segments row by row (each list ends with at most one compressed segment) and fold where one closed."""
-        plans = [layout(s, self.lm.scheme, self.lm.positions, clock=c, step=t) for s, c, t in zip(segments, self.clock, self.step)]
+        plans = [
+            layout(s, self.lm.scheme, self.lm.positions, clock=c, step=t) if s else build([[]])
+            for s, c, t in zip(segments, self.clock, self.step)
+        ]
         n = self.lm.scheme.n_comp if self.lm.positions == "base" else 0
         closed = [r for r, s in enumerate(segments) if s and s[-1].compress]
         clock = [c + sum(len(x.ids) for x in s) + n * (r in closed) for r, (s, c) in enumerate(zip(segments, self.clock))]

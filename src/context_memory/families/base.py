@@ -69,14 +69,14 @@ class Family(ABC):
     def masks(self, mask: Tensor, q: Tokens, k: Tokens, config: Any) -> dict[str | None, Tensor]:
         """One mask a layer type, with the sliding window put in by position.
 
-        Comp tokens, slots and pins are memory, not neighbours: the window does not apply to them. The key of the dict is
-        None where the architecture takes a single mask.
+        Comp tokens, slots and the pins of closed segments are memory, not neighbours: the window does not apply to them.
+        The key of the dict is None where the architecture takes a single mask.
         """
         types = getattr(config, "layer_types", None) if self.typed else None
         out: dict[str | None, Tensor] = {}
         for kind in sorted(set(types)) if types else [None]:
             window = self.window(config, kind)
-            near = None if window is None else (q.position - k.position < window) | ~k.raw | k.pin | ~q.raw
+            near = None if window is None else (q.position - k.position < window) | ~k.raw | (k.pin & (k.segment < q.segment)) | ~q.raw
             out[kind] = mask if near is None else mask & near
         return out
 

@@ -1,6 +1,6 @@
 """No compression: every token sees every earlier one. The upper bound of every table.
 
-Memory: all raw tokens. Boundaries are counted and cost nothing.
+Memory: all raw tokens. There are no boundaries and no pins: this is the stock model.
 
 >>> from context_memory.show import picture
 >>> print(picture(Full(), "ab|c|d"))
@@ -13,12 +13,14 @@ d 1 1 1 1
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from context_memory.plan import Tokens
 from context_memory.schemes.base import Scheme
+from context_memory.text import Segment
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class Full(Scheme):
     @property
     def hides(self) -> bool:
         return False
+
+    def arrange(self, segments: Sequence[Segment]) -> Sequence[Segment]:
+        return [replace(s, compress=False, pins=()) for s in segments]
 
     def sees(self, q: Tokens, k: Tokens) -> Tensor:
         return (k.segment == k.segment) & (q.segment == q.segment)

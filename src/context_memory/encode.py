@@ -1,0 +1,153 @@
+"""From words to segments of ids: the one place that knows chat roles, BOS and where a text is cut.
+
+A text is tokenised once and cut by token index, so that training, `Memory.write`, chat and generation see the same ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from context_memory.boundaries.base import Boundary
+from context_memory.pins.base import Piece, Pin, flags
+from context_memory.text import Example, Segment
+
+PROMPTS = ("keep", "compress")
+_USER, _ASSISTANT, _AGAIN = "\u2042user\u2042", "\u2042assistant\u2042", "\u2042again\u2042"
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The fixed strings around what people say, read off the tokenizer's chat template."""
+
+    head: str
+    """Before the first user turn: BOS, a default system prompt, the user's role."""
+    answer: str
+    """Between what the user says and what the assistant answers."""
+    end: str
+    """After the last answer; begins with the end-of-turn token."""
+    again: str
+    """Between an answer and the next user turn (begins as `end` does)."""
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Roles:
+        """Read the template once, with sentinels for the contents. Without one: BOS, text, newline, text, EOS."""
+        if not getattr(tokenizer, "chat_template", None):
+            bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
+            return cls(bos, "\n", eos, "\n\n")
+        turns = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}, {"role": "user", "content": _AGAIN}]
+        whole = tokenizer.apply_chat_template(turns, tokenize=False)
+        short = tokenizer.apply_chat_template(turns[:2], tokenize=False)
+        asked = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+        head, answer = asked.split(_USER)
+        return cls(head, answer, short.split(_ASSISTANT)[1], whole.split(_ASSISTANT)[1].split(_AGAIN)[0])
+
+
+class Encoder:
+    """Cuts examples into segments.
+
+    Args:
+        boundary: where the steps of a target end. An example that brings its own `cuts` is cut there instead.
+        pins: which tokens stay verbatim.
+        chat: put the text into the tokenizer's chat roles (where it has a template).
+        prompt: `keep`, the question is read and stays in the segment of the first step (pin it to keep it longer), or
+            `compress`, it is a segment of its own.
+    """
+
+    def __init__(self, tokenizer: Any, boundary: Boundary, pins: Sequence[Pin] = (), chat: bool = True, prompt: str = "keep") -> None:
+        if prompt not in PROMPTS:
+            raise ValueError(f"prompt must be one of {', '.join(PROMPTS)}, got {prompt!r}; to keep the question for good add pins=prompt.")
+        self.tokenizer, self.boundary, self.pins, self.chat, self.question = tokenizer, boundary, tuple(pins), chat, prompt
+        self._pieces: dict[int, str] = {}
+
+    @cached_property
+    def roles(self) -> Roles:
+        """The strings around the turns; for `chat=False`, BOS and EOS alone."""
+        if self.chat:
+            return Roles.of(self.tokenizer)
+        return Roles(self.tokenizer.bos_token or "", "\n", self.tokenizer.eos_token or "", "\n\n")
+
+    @cached_property
+    def stops(self) -> frozenset[int]:
+        """Ids that end an answer: EOS and the first token of `roles.end`."""
+        ids = {self.tokenizer.eos_token_id, *self.ids(self.roles.end)[:1]}
+        return frozenset(i for i in ids if i is not None)
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids, nothing added."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def piece(self, token: int) -> str:
+        """The text of one token."""
+        if token not in self._pieces:
+            self._pieces[token] = self.tokenizer.decode([token])
+        return self._pieces[token]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of an answer, end-of-turn and other special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    # ---- examples ---------------------------------------------------------------------------------------------------
+
+    def prompt(self, example: Example) -> list[Segment]:
+        """The segments before the answer: context, then question. The last one is not compressed unless `prompt=compress`."""
+        return self._given(example, self.ids(self._asked(example)))
+
+    def segments(self, example: Example) -> list[Segment]:
+        """The whole example; the answer, up to its end-of-turn token, is what is learnt."""
+        asked = self._asked(example)
+        encoded = self.tokenizer(asked + example.target + self.roles.end, add_special_tokens=False, return_offsets_mapping=True)
+        ids, starts = encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
+        at = next((i for i, s in enumerate(starts) if s >= len(asked)), len(ids))
+        stop = next((i for i, s in enumerate(starts) if s >= len(asked) + len(example.target)), len(ids))
+        answer, end = tuple(ids[at:stop]), tuple(ids[stop : stop + 1])
+        if example.cuts:
+            steps = self._cut(answer, [s - len(asked) for s in starts[at:stop]], example.cuts)
+        else:
+            steps = self.boundary.split(answer, self.piece)
+        closed = self._closes(steps, example)
+        tail = (*steps[closed], *end) if closed < len(steps) else end
+        out = self._given(example, list(ids[:at]))
+        for step in steps[:closed]:
+            out.append(Segment(step, loss=(True,) * len(step), pins=self.pin(step), target=True))
+        return [*out, Segment(tail, loss=(True,) * len(tail), compress=False, target=True)]
+
+    def _closes(self, steps: Sequence[tuple[int, ...]], example: Example) -> int:
+        """How many of the steps end with a boundary: all but a last one that just stops."""
+        if not steps or example.cuts:
+            return max(0, len(steps) - 1) if len(steps) > len(example.cuts) else len(steps)
+        last = self.boundary.split([*steps[-1], steps[-1][-1]], self.piece)
+        return len(steps) if len(last) > 1 else len(steps) - 1
+
+    def pin(self, ids: Sequence[int], first: bool = False, prompt: bool = False) -> tuple[bool, ...]:
+        """Which tokens of a closed segment stay."""
+        return flags(self.pins, Piece(ids, [self.piece(i) for i in ids], first, prompt))
+
+    def _asked(self, example: Example) -> str:
+        for i, segment in enumerate(example.context):
+            if not segment:
+                raise ValueError(f"context segment {i} of example '{example.id}' is empty; leave it out or write some text.")
+        return self.roles.head + "".join(f"{c}\n" for c in example.context) + example.prompt + self.roles.answer
+
+    def _given(self, example: Example, ids: list[int]) -> list[Segment]:
+        out: list[Segment] = []
+        at, text = 0, self.roles.head
+        for context in example.context:
+            text += context + "\n"
+            end = len(self.ids(text))
+            out.append(self._segment(ids[at:end], first=not out))
+            at = end
+        closes = self.question == "compress"
+        last = self._segment(ids[at:], first=not out, prompt=True, compress=closes)
+        return [*out, last]
+
+    def _segment(self, ids: Sequence[int], first: bool = False, prompt: bool = False, compress: bool = True) -> Segment:
+        return Segment(tuple(ids), pins=self.pin(ids, first, prompt), compress=compress)
+
+    @staticmethod
+    def _cut(ids: tuple[int, ...], starts: Sequence[int], cuts: Sequence[int]) -> list[tuple[int, ...]]:
+        """Cut where the first token starts at or behind each offset."""
+        edges = [next((i for i, s in enumerate(starts) if s >= cut), len(ids)) for cut in cuts]
+        return [ids[a:b] for a, b in zip([0, *edges], [*edges, len(ids)])]

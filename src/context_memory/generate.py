@@ -1,0 +1,294 @@
+"""The one decode loop: batched, greedy or sampled; compresses while it generates, each row at its own step.
+
+A boundary costs no forward pass. The token that ends a segment is fed as any other; the step after it feeds
+[comp tokens, slots, y] instead of [y], under a mask where y sees the memory with this segment folded in and not the segment,
+and then the segment's keys and values are freed. Every row of every table runs through this loop, `full` as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+from context_memory.boundaries.base import Step
+from context_memory.encode import Encoder
+from context_memory.memory import SLACK, Memory
+from context_memory.plan import RAW, Column, boundary_columns, build
+from context_memory.text import Segment
+
+if TYPE_CHECKING:
+    from context_memory.model import CompressedLM
+
+REFUSED = {
+    "num_beams": "beams share a memory that each of them would compress differently",
+    "assistant_model": "assisted decoding rolls back tokens that are folded into the memory already",
+    "prompt_lookup_num_tokens": "assisted decoding rolls back tokens that are folded into the memory already",
+    "repetition_penalty": "penalties need the text that the memory has forgotten",
+    "no_repeat_ngram_size": "penalties need the text that the memory has forgotten",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to decode. `temperature=0` is greedy."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}.")
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"temperature must be at least 0 and top_p in (0, 1], got {self.temperature} and {self.top_p}.")
+
+    @classmethod
+    def of(cls, **options: Any) -> Settings:
+        """From keyword arguments as of transformers' `generate`.
+
+        Raises:
+            ValueError: an option that cannot work on a compressed memory, with the reason.
+        """
+        for name, reason in REFUSED.items():
+            if options.pop(name, None) not in (None, 1, 1.0, 0):
+                raise ValueError(f"{name} is not supported with a compressed memory: {reason}.")
+        if options.pop("do_sample", True) is False:
+            options["temperature"] = 0.0
+        return cls(**options)
+
+
+@dataclass
+class Output:
+    """One answer and what it cost. Entries are counted a layer, the current segment and comp tokens included."""
+
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    reason: str = "length"
+    """Why it ended: `eos`, `stop` (a stop string) or `length`."""
+    compressions: int = 0
+    prompt_tokens: int = 0
+    """Raw tokens given before the answer."""
+    peak_kv_tokens: int = 0
+    """Most entries held at once, from the first generated token on."""
+    peak_reasoning_kv_tokens: int = 0
+    """The same without what is held of the prompt verbatim."""
+    mean_kv_tokens: float = 0.0
+    mean_reasoning_kv_tokens: float = 0.0
+    peak_kv_bytes: int = 0
+    """Live bytes of this row's share of the buffers at their largest, padding included."""
+
+
+@dataclass
+class _Row:
+    """A row's state between steps."""
+
+    number: int
+    out: Output
+    prompt_end: int
+    """Position of the first token of the answer."""
+    pending: int
+    """Sampled, not fed yet."""
+    held_prompt: int = 0
+    """Raw tokens of the prompt that the memory still holds."""
+    segment: list[int] = field(default_factory=list)
+    text: str = ""
+    closed: bool = False
+    """The segment has ended with the last token that was fed: the next step folds it."""
+    fed: int = 0
+    total: int = 0
+    total_reasoning: int = 0
+
+
+class Decoder:
+    """Decodes a batch. Iterate over `run()` for (row, token id) as they come; `outputs` are complete afterwards."""
+
+    def __init__(
+        self, lm: CompressedLM, encoder: Encoder, prompts: Sequence[Sequence[Segment]], settings: Settings, memory: Memory | None = None
+    ) -> None:
+        if not prompts:
+            raise ValueError("no prompts to answer; give at least one.")
+        self.lm, self.encoder, self.settings, self.prompts = lm, encoder, settings, prompts
+        self.memory = memory if memory is not None else lm.memory(len(prompts))
+        self.outputs = [Output() for _ in prompts]
+        self._lanes: list[_Row | None] = []
+        """The row that each row of the memory belongs to; None once its answer has ended."""
+        self._random = [torch.Generator().manual_seed(settings.seed + i) for i in range(len(prompts))]
+        self._warpers: list[Any] = [TemperatureLogitsWarper(settings.temperature)] if settings.temperature else []
+        if settings.temperature and settings.top_p < 1:
+            self._warpers.append(TopPLogitsWarper(settings.top_p))
+
+    @torch.inference_mode()
+    def run(self) -> Iterator[tuple[int, int]]:
+        """Yields (row, token id); the end-of-turn token is left out."""
+        self._start()
+        while True:
+            for row in self._live():
+                if self._accept(row):
+                    yield row.number, row.pending
+            self._retire()
+            if not self._live():
+                return
+            self._step()
+
+    def _live(self) -> list[_Row]:
+        return [row for row in self._lanes if row is not None]
+
+    def _start(self) -> None:
+        """Write what comes before the answer, segment by segment, and sample the first token of every row."""
+        runs = [_runs(p) for p in self.prompts]
+        last: dict[int, Tensor] = {}
+        for i in range(max(len(r) for r in runs)):
+            turn = [r[i] if i < len(r) else [] for r in runs]
+            hidden = self.memory.run(turn)
+            last |= {n: hidden[n, raw - 1] for n, segments in enumerate(turn) if (raw := sum(len(s.ids) for s in segments))}
+        first = torch.stack([last[n] for n in range(len(runs))])
+        self._lanes = [_Row(n, out, self.memory.clock[n], -1) for n, out in enumerate(self.outputs)]
+        for row, segments in zip(self._live(), self.prompts):
+            row.out.prompt_tokens = sum(len(s.ids) for s in segments)
+        self._count_prompt(range(len(runs)))
+        self._sample(self.lm.logits(first))
+
+    def _accept(self, row: _Row) -> bool:
+        """Take the pending token into the answer; false if it ends it."""
+        out = row.out
+        if row.pending in self.encoder.stops:
+            out.reason = "eos"
+            return False
+        out.ids.append(row.pending)
+        if self.settings.stop:
+            text = self.encoder.text(out.ids)
+            found = [at for s in self.settings.stop if (at := text.find(s)) >= 0]
+            if found:
+                out.reason, out.text = "stop", text[: min(found)]
+        return True
+
+    def _retire(self) -> None:
+        """Complete the outputs of rows that ended; drop such rows once they are half of the batch."""
+        for lane, row in enumerate(self._lanes):
+            if row is None or (row.out.reason == "length" and len(row.out.ids) < self.settings.max_new_tokens):
+                continue
+            out = row.out
+            out.text = out.text if out.reason == "stop" else self.encoder.text(out.ids)
+            if row.fed:
+                out.mean_kv_tokens, out.mean_reasoning_kv_tokens = row.total / row.fed, row.total_reasoning / row.fed
+            self._lanes[lane] = None
+        going = [lane for lane, row in enumerate(self._lanes) if row is not None]
+        if going and 2 * len(going) <= len(self._lanes):
+            self.memory = self.memory.pick(going)
+            self._lanes = [self._lanes[lane] for lane in going]
+
+    # ---- one step ---------------------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        """Feed every row's pending token, and the comp tokens of the rows whose segment has ended; sample the next ones."""
+        memory, scheme = self.memory, self.lm.scheme
+        room = scheme.n_comp if self.lm.positions == "base" else 0
+        columns: list[list[Column]] = []
+        clock, folds = list(memory.clock), []
+        for lane, row in enumerate(self._lanes):
+            if row is None:
+                columns.append([])
+                continue
+            fold: list[Column] = []
+            step = memory.step[lane]
+            if row.closed:
+                self._pin(lane, row)
+                if scheme.max_steps is not None and step >= scheme.max_steps:
+                    raise ValueError(
+                        f"scheme '{scheme.name}' compresses at most {scheme.max_steps} time(s) and the answer came to another boundary; "
+                        "use boundary=turn, or a scheme that goes on."
+                    )
+                fold = boundary_columns(scheme, step, clock[lane])
+                folds.append(lane)
+                clock[lane] += room
+                row.segment, row.text, row.closed = [], "", False
+                row.out.compressions += 1
+            columns.append([*fold, (RAW, step + (lane in folds), True, False, clock[lane], row.pending, 0)])
+            clock[lane] += 1
+        hidden = memory.advance(build(columns), clock, slack=SLACK)
+        self._count(columns)
+        memory.fold(folds, exact=False)
+        self._count_prompt(folds)
+        for row in self._live():
+            self._close(row)
+        last = torch.tensor([max(len(c) - 1, 0) for c in columns], device=hidden.device)
+        self._sample(self.lm.logits(hidden[torch.arange(len(columns), device=hidden.device), last]))
+
+    def _close(self, row: _Row) -> None:
+        """Note the token that was fed, and ask the policy whether its segment ends with it."""
+        piece = self.encoder.piece(row.pending)
+        row.segment.append(row.pending)
+        row.text += piece
+        row.closed = self.lm.scheme.hides and self.encoder.boundary.fires(Step(row.segment, row.text, piece))
+
+    def _pin(self, lane: int, row: _Row) -> None:
+        """Mark the tokens of the segment that has ended which the pin rules keep."""
+        kept = self.encoder.pin(row.segment)
+        if not any(kept):
+            return
+        held = self.memory.held
+        columns = (held.raw[lane] & (held.segment[lane] == self.memory.step[lane])).nonzero()[-len(kept) :, 0]
+        held.pin[lane, columns] = torch.tensor(kept, device=columns.device)
+
+    def _sample(self, logits: Tensor) -> None:
+        """(rows, vocabulary) -> the pending token of every row that goes on."""
+        if not self.settings.temperature:
+            tokens = logits.argmax(-1).tolist()
+        else:
+            scores = logits.float().cpu()
+            for warper in self._warpers:
+                scores = warper(None, scores)
+            tokens = [
+                -1 if row is None else int(torch.multinomial(p, 1, generator=self._random[row.number]))
+                for row, p in zip(self._lanes, scores.softmax(-1))
+            ]
+        for row, token in zip(self._lanes, tokens):
+            if row is not None:
+                row.pending = token
+
+    # ---- what it costs ----------------------------------------------------------------------------------------------
+
+    def _count(self, columns: Sequence[Sequence[Column]]) -> None:
+        share = self.memory.nbytes() // self.memory.rows
+        for lane, row in enumerate(self._lanes):
+            if row is None:
+                continue
+            out, now = row.out, self.memory.length[lane]
+            out.peak_kv_tokens = max(out.peak_kv_tokens, now)
+            out.peak_reasoning_kv_tokens = max(out.peak_reasoning_kv_tokens, now - row.held_prompt)
+            out.peak_kv_bytes = max(out.peak_kv_bytes, share)
+            row.fed, row.total, row.total_reasoning = row.fed + 1, row.total + now, row.total_reasoning + now - row.held_prompt
+
+    def _count_prompt(self, lanes: Sequence[int]) -> None:
+        held = self.memory.held
+        for lane in lanes:
+            row = self._lanes[lane]
+            if row is not None:
+                row.held_prompt = int((held.raw[lane] & (held.position[lane] < row.prompt_end)).sum())
+
+
+def _runs(segments: Sequence[Segment]) -> list[list[Segment]]:
+    """Cut a list of segments so that each part ends with at most one that is compressed."""
+    out: list[list[Segment]] = [[]]
+    for segment in segments:
+        out[-1].append(segment)
+        if segment.compress:
+            out.append([])
+    return [r for r in out if r]
+
+
+def generate(
+    lm: CompressedLM, encoder: Encoder, prompts: Sequence[Sequence[Segment]], settings: Settings, memory: Memory | None = None
+) -> list[Output]:
+    """Answer a batch of prompts; each row compresses at its own boundaries. The memory, if given, goes on from where it is."""
+    decoder = Decoder(lm, encoder, prompts, settings, memory)
+    for _ in decoder.run():
+        pass
+    return decoder.outputs

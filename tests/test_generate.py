@@ -1,0 +1,120 @@
+"""Decoding: a batch of N == N alone; what was generated is what one masked pass over it would have chosen; bytes are freed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from context_memory import plugins
+from context_memory.boundaries.base import Boundary, Step
+from context_memory.encode import Encoder
+from context_memory.generate import Settings, generate
+from context_memory.pins.base import Piece, Pin
+from context_memory.plan import layout
+from context_memory.testing import tiny_lm, tiny_lms
+from context_memory.text import Segment
+
+
+class Letters:
+    """A tokenizer without text: token 63 ends an answer."""
+
+    eos_token_id, eos_token, bos_token, bos_token_id, chat_template = 63, "", "", None, None
+
+    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+        return {"input_ids": [ord(c) % 63 for c in text]}
+
+    def decode(self, ids: list[int], **_: object) -> str:
+        return "".join(chr(32 + i) for i in ids)
+
+
+class Some(Boundary):
+    """Ends a segment after tokens whose id is a multiple of 5, and after 7 tokens."""
+
+    max_segment = 7
+
+    def ends(self, step: Step) -> bool:
+        return step.ids[-1] % 5 == 0
+
+
+class Odd(Pin):
+    budget = 2
+
+    def chooses(self, piece: Piece) -> list[int]:
+        return [i for i, t in enumerate(piece.ids) if t % 3 == 0]
+
+
+PROMPTS = [[5, 9, 3, 1], [7], [1, 2, 8, 4, 6, 6, 2], [11, 12, 13], [31, 30]]
+
+
+def segments(ids: list[int], kept: bool) -> list[Segment]:
+    return [Segment(tuple(ids), compress=False, pins=(kept,) * len(ids) if kept else ())]
+
+
+def cases() -> list[object]:
+    return [pytest.param(f, s, id=f"{f}-{s}") for f, s in tiny_lms() if s.max_steps is None]
+
+
+@pytest.mark.parametrize(("family", "scheme"), cases())
+@pytest.mark.parametrize("positions", ["skip", "base"])
+def test_batch_equals_alone_and_one_pass(family: str, scheme, positions: str) -> None:  # type: ignore[no-untyped-def]
+    lm = tiny_lm(family, scheme, positions=positions)
+    encoder = Encoder(Letters(), Some(), [Odd()])
+    settings = Settings(max_new_tokens=24)
+    prompts = [segments(p, kept=i % 2 == 0) for i, p in enumerate(PROMPTS)]
+    batch = generate(lm, encoder, prompts, settings)
+    assert sum(o.compressions for o in batch) > 5 or not scheme.hides
+    for out, prompt in zip(batch, prompts):
+        (alone,) = generate(lm, encoder, [prompt], settings)
+        assert alone.ids == out.ids and alone.peak_kv_tokens == out.peak_kv_tokens and alone.compressions == out.compressions
+        steps = encoder.boundary.split(out.ids[:-1], encoder.piece)
+        last_closed = len(encoder.boundary.split([*out.ids[:-1], 1], encoder.piece)) > len(steps)
+        whole = [*prompt]
+        for i, s in enumerate(steps):
+            closed = i < len(steps) - 1 or last_closed
+            whole.append(Segment(s, pins=encoder.pin(s), compress=closed, target=True))
+        plan = layout(whole, scheme, positions)
+        with torch.no_grad():
+            logits = lm(plan)[0][plan.tokens.raw[0]]
+        chosen = logits[len(prompt[0].ids) - 1 :].argmax(-1).tolist()
+        said = out.ids + [63] * (out.reason == "eos")
+        assert chosen == said[: len(chosen)]
+
+
+def test_control_a_boundary_elsewhere_changes_the_answer() -> None:
+    lm = tiny_lm("llama", plugins.make("schemes", "concat", n_comp=1))  # type: ignore[arg-type]
+    encoder, other = Encoder(Letters(), Some()), Encoder(Letters(), plugins.make("boundaries", "every", n=3))  # type: ignore[arg-type]
+    prompts = [segments(p, kept=False) for p in PROMPTS]
+    settings = Settings(max_new_tokens=24)
+    assert [o.ids for o in generate(lm, encoder, prompts, settings)] != [o.ids for o in generate(lm, other, prompts, settings)]
+
+
+def test_sampling_is_seeded_row_by_row() -> None:
+    lm = tiny_lm("llama", plugins.make("schemes", "concat", n_comp=1))  # type: ignore[arg-type]
+    encoder = Encoder(Letters(), Some())
+    prompts = [segments(p, kept=False) for p in PROMPTS]
+    hot = Settings(max_new_tokens=12, temperature=1.0, top_p=0.9, seed=3)
+    first, again = (generate(lm, encoder, prompts, hot) for _ in range(2))
+    other = generate(lm, encoder, prompts, Settings(max_new_tokens=12, temperature=1.0, top_p=0.9, seed=4))
+    assert [o.ids for o in first] == [o.ids for o in again] != [o.ids for o in other]
+
+
+@pytest.mark.parametrize("name", ["num_beams", "assistant_model", "repetition_penalty"])
+def test_what_cannot_work_is_refused_with_a_reason(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is not supported with a compressed memory: .+"):
+        Settings.of(**{name: 4})
+    assert Settings.of(do_sample=False, num_beams=1).temperature == 0
+
+
+def test_stock_generate_goes_on_from_a_memory() -> None:
+    lm = tiny_lm("llama", plugins.make("schemes", "concat", n_comp=2))  # type: ignore[arg-type]
+    memory = lm.memory()
+    for segment in ([5, 9, 3], [7, 1, 1], [2]):
+        memory.write(segment)
+    before = memory.nbytes()
+    prompt = [4, 8, 15]
+    stock = lm.base.generate(**memory.inputs(prompt), max_new_tokens=8, do_sample=False, eos_token_id=None)[0].tolist()[-8:]
+    never = Encoder(Letters(), plugins.make("boundaries", "turn"))  # type: ignore[arg-type]
+    (ours,) = generate(lm, never, [segments(prompt, kept=False)], Settings(max_new_tokens=8), memory.fork())
+    assert stock == ours.ids and memory.nbytes() == before
+    (without,) = generate(lm, never, [segments(prompt, kept=False)], Settings(max_new_tokens=8))
+    assert without.ids != ours.ids

@@ -1,0 +1,38 @@
+"""Every test runs offline, on the CPU, with threads that do not fight each other."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "disabled"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+# Workers share the cores; a test alone may have two. Set before torch is imported; processes that a test starts inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `real` need the embedded model in the cache; they never fetch it."""
+    from context_memory import fetch, models
+
+    if models.EMBEDDED in fetch.cached():
+        return
+    skip = pytest.mark.skip(reason=f"{models.EMBEDDED} is not in {fetch.cache()}: ccm models pull {models.EMBEDDED}")
+    for item in items:
+        if "real" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of models."""
+    folder = tmp_path / "models"
+    monkeypatch.setenv("CCM_MODELS", str(folder))
+    return folder

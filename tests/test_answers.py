@@ -71,7 +71,8 @@ def test_final_number(answer: str, number: float) -> None:
 @pytest.mark.parametrize("answer", NONE)
 def test_no_answer_is_none_and_equals_nothing(answer: str) -> None:
     assert final_number(answer) is None
-    assert not same(final_number(answer), 0) and not same(None, None)
+    assert not same(final_number(answer), 0)
+    assert not same(None, None)
 
 
 def test_marked_takes_hashes_only() -> None:

@@ -1,0 +1,195 @@
+"""GSM8K: grade-school word problems, as published or with the places to compress written in.
+
+Cobbe et al. 2021, arXiv:2110.14168 (MIT). Plain rows {question, answer} lose their calculator marks `<<48/2=24>>`. Annotated rows
+{question, reasoning_with_compression, answer} have `<COMP>` where an annotator would compress: there the marker becomes a cut
+(`Example.cuts`) and leaves the text. Annotators are models and get a tenth of the problems wrong; rows whose `####` does not
+agree with `answer` are dropped and counted, since to train on them teaches mistakes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from context_memory.data._answers import final_number, same
+from context_memory.data.base import Dataset
+from context_memory.text import Example
+
+SPLITS = ("train", "validation", "test")
+CALCULATOR = re.compile(r"<<[^<>\n]*>>")
+MARKER = "<COMP>"
+
+Row = tuple[str, Mapping[str, Any]]
+"""Where it stood, for messages, and what it said."""
+
+
+def rows_of(path: Path) -> list[Row]:
+    """The rows of a .jsonl (one object a line) or .json (a list of objects) file.
+
+    Raises:
+        ValueError: something in it is no row; the message names file and line.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        if path.suffix == ".json":
+            return [(f"{path}, row {i}", row) for i, row in enumerate(json.loads(text), 1)]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}); mend the file, or name it .jsonl.") from error
+    rows: list[Row] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            rows += [(f"{path}, line {number}", json.loads(line))] if line.strip() else []
+        except json.JSONDecodeError as error:
+            got = f"{line[:40]}..." if len(line) > 40 else line
+            raise ValueError(f"{path}, line {number}: not JSON ({error.msg}), got {got!r}; mend or delete the line.") from error
+    return rows
+
+
+def hub_rows(split: str) -> list[Row]:
+    """The rows of a published split, from the hub."""
+    from datasets import load_dataset  # seconds to import, and only the hub needs it
+
+    try:
+        rows = load_dataset("openai/gsm8k", "main", split=split)
+    except Exception as error:  # the hub's client raises its own, its transport's and the system's errors
+        raise OSError(
+            f"could not get openai/gsm8k from the hub ({type(error).__name__}); give data.path= a .jsonl file or a folder with "
+            "train.jsonl and test.jsonl, or put that folder at $CCM_DATA/gsm8k."
+        ) from error
+    return [(f"openai/gsm8k {split}, row {i}", row) for i, row in enumerate(rows, 1)]
+
+
+def uncomp(text: str) -> tuple[str, tuple[int, ...]]:
+    """Annotated text without its markers, and where they stood. A marker with nothing but space to compress is no cut.
+
+    >>> uncomp("1 + 1 = 2 <COMP>\\n2 + 2 = 4 <COMP>\\n#### 4")
+    ('1 + 1 = 2 \\n2 + 2 = 4 \\n#### 4', (10, 21))
+    """
+    pieces = text.split(MARKER)
+    target, cuts, start = "", [], 0
+    for piece in pieces[:-1]:
+        target += piece
+        if target[start:].strip():
+            cuts.append(len(target))
+            start = len(target)
+    target += pieces[-1]
+    return target, tuple(cut for cut in cuts if target[cut:].strip())
+
+
+def example(row: Row, id: str) -> Example | None:
+    """The row as an example; None where an annotator's answer is wrong."""
+    where, fields = row
+    needed = ("question", "answer")
+    if not isinstance(fields, Mapping) or not all(isinstance(fields.get(name), str) and fields[name].strip() for name in needed):
+        got = ", ".join(fields) if isinstance(fields, Mapping) else type(fields).__name__
+        raise ValueError(
+            f"{where}: needs texts 'question' and 'answer' (or 'reasoning_with_compression' besides), got {got or 'nothing'}."
+        )
+    question, answer = fields["question"].strip(), fields["answer"].strip()
+    annotated = fields.get("reasoning_with_compression")
+    gold = final_number(answer, marked=not annotated)
+    if gold is None:
+        raise ValueError(f"{where}: no final number in 'answer' ({answer[-40:]!r}); end it with '#### 72'.")
+    if annotated is None:
+        return Example(question, CALCULATOR.sub("", answer), id=id, meta={"answer": gold})
+    target, cuts = uncomp(annotated)
+    right = same(final_number(target, marked=True), gold)
+    return Example(question, target, cuts=cuts, id=id, meta={"answer": gold}) if right else None
+
+
+def part(question: str) -> int:
+    """0..99 by a checksum, so that a carved split is the same in every run and a question is in one split only."""
+    return zlib.crc32(question.strip().encode()) % 100
+
+
+@lru_cache(maxsize=8)
+def load(path: str, split: str) -> tuple[tuple[Example, ...], int]:
+    """The examples of a split and how many rows were dropped."""
+    source = Path(path).expanduser()
+    file = "test" if split == "test" else "train"
+    share: Mapping[str, range] = {"train": range(5, 100), "validation": range(5), "test": range(100)}
+    if not path:
+        rows = hub_rows(file)
+    elif source.is_dir():
+        found = [source / f"{file}{suffix}" for suffix in (".jsonl", ".json") if (source / f"{file}{suffix}").is_file()]
+        if not found:
+            have = ", ".join(sorted(p.name for p in source.iterdir())[:12])
+            raise ValueError(
+                f"data.path={path} has no {file}.jsonl or {file}.json; have: {have or 'nothing'}. Name a file instead."
+            )
+        rows = rows_of(found[0])
+    elif source.is_file():
+        share = {"train": range(15, 100), "validation": range(5), "test": range(5, 15)}
+        rows = rows_of(source)
+    else:
+        raise ValueError(
+            f"data.path={path} does not exist; give a .jsonl or .json file, or a folder with train.jsonl and test.jsonl."
+        )
+    made = [example(row, f"gsm8k/{file}/{i}") for i, row in enumerate(rows)]  # all of them: a broken row is an error in any split
+    mine = [e for e, (_, fields) in zip(made, rows, strict=True) if part(fields["question"]) in share[split]]
+    kept = tuple(e for e in mine if e is not None)
+    return kept, len(mine) - len(kept)
+
+
+def written(*rows: tuple[str, str]) -> Iterator[Example]:
+    """Rows as examples, for the samples below."""
+    for i, (question, reasoning) in enumerate(rows):
+        field = "reasoning_with_compression" if MARKER in reasoning else "answer"
+        found = example(
+            (f"sample {i}", {"question": question, "answer": reasoning.split("####")[1], field: reasoning}), f"gsm8k/sample/{i}"
+        )
+        assert found is not None
+        yield found
+
+
+@dataclass(frozen=True)
+class Gsm8k(Dataset):
+    """GSM8K from `path`, else `$CCM_DATA/gsm8k`, else the hub.
+
+    A folder has `train` and `test` as .jsonl or .json, and validation is 5 % of train. A single file is carved: 85 % train,
+    5 % validation, 10 % test. A question's text decides its part, so a split is the same on every machine.
+    """
+
+    path: str = ""
+
+    samples: ClassVar[tuple[Example, ...]] = tuple(
+        written(
+            (
+                "Nia has 4 bags with 6 marbles each. She gives away 5. How many marbles are left?",
+                "Nia has 4 * 6 = <<4*6=24>>24 marbles.\nAfter giving some away she has 24 - 5 = <<24-5=19>>19 marbles.\n#### 19",
+            ),
+            (
+                "A lamp costs $1,200 and a table costs $300 more. What do both cost?",
+                "The table costs 1200 + 300 = <<1200+300=1500>>1,500.\nBoth: 1200 + 1500 = $<<1200+1500=2700>>2,700.\n#### 2,700",
+            ),
+            (
+                "Ravi reads 12 pages a day for 3 days and then 9 more. How many pages has he read?",
+                "In 3 days Ravi reads 12 * 3 = 36 pages. <COMP>\n\nWith the 9 others that makes 36 + 9 = 45. <COMP>\n\n#### 45",
+            ),
+        )
+    )
+
+    def source(self) -> str:
+        """Where the rows come from; empty for the hub."""
+        home = os.environ.get("CCM_DATA", "")
+        return self.path or (str(Path(home) / "gsm8k") if home and (Path(home) / "gsm8k").exists() else "")
+
+    def examples(self, split: str) -> Sequence[Example]:
+        if split not in SPLITS:
+            raise ValueError(f"gsm8k has the splits {', '.join(SPLITS)}; got '{split}'.")
+        return load(self.source(), split)[0]
+
+    def dropped(self, split: str) -> int:
+        """How many annotated rows of `split` were left out because their final answer is wrong."""
+        self.examples(split)
+        return load(self.source(), split)[1]
+
+    def score(self, example: Example, answer: str) -> dict[str, float]:
+        return {"correct": float(same(final_number(answer), example.meta["answer"]))}

@@ -1,0 +1,78 @@
+"""Boundaries, over the open folder: what is cut offline is what a stream would cut, and nothing is lost."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from context_memory import plugins
+from context_memory.boundaries.base import Boundary, Step
+from context_memory.boundaries.every import Every
+from context_memory.boundaries.newline import Newline
+from context_memory.boundaries.turn import Turn
+
+PIECES = ("a", " bc", ".", "\n", ".\n\n", "\n\n\n", " ", "####", "<COMP>", "\r\n", "7", "é")
+
+
+def boundary(key: str) -> Boundary:
+    return plugins.make("boundaries", key)  # type: ignore[return-value]
+
+
+def stream(policy: Boundary, ids: list[int]) -> list[tuple[int, ...]]:
+    """A run that sees one token at a time and knows nothing of what comes."""
+    done: list[tuple[int, ...]] = []
+    now: list[int] = []
+    for token in ids:
+        now.append(token)
+        if policy.fires(Step(now, "".join(PIECES[i] for i in now), PIECES[token])):
+            done.append(tuple(now))
+            now = []
+    return done + ([tuple(now)] if now else [])
+
+
+def random_ids(seed: int, length: int = 700) -> list[int]:
+    return random.Random(seed).choices(range(len(PIECES)), k=length)
+
+
+@pytest.mark.parametrize("key", plugins.keys("boundaries"))
+@pytest.mark.parametrize("seed", range(5))
+def test_offline_cuts_are_streaming_cuts_and_nothing_is_lost(key: str, seed: int) -> None:
+    ids = random_ids(seed)
+    segments = boundary(key).split(ids, PIECES.__getitem__)
+    assert segments == stream(boundary(key), ids)
+    assert [token for segment in segments for token in segment] == ids
+    assert all(segments)
+    assert boundary(key).split([], PIECES.__getitem__) == []
+
+
+@pytest.mark.parametrize("key", plugins.keys("boundaries"))
+def test_no_segment_is_longer_than_it_may_be(key: str) -> None:
+    policy = boundary(key)
+    assert max(map(len, policy.split([0] * 1000, PIECES.__getitem__))) <= policy.max_segment
+
+
+def test_control_another_policy_cuts_elsewhere() -> None:
+    ids = random_ids(0)
+    assert Newline().split(ids, PIECES.__getitem__) != stream(Every(n=7), ids)
+
+
+def test_newline_ends_with_a_token_that_holds_one() -> None:
+    ids = [0, 3, 3, 1, 4, 0, 5, 9, 7, 10]  # "a\n", "\n bc.\n\n", "a\n\n\n", "\r\n####7"
+    assert Newline().split(ids, PIECES.__getitem__) == [(0, 3), (3, 1, 4), (0, 5), (9, 7, 10)]
+
+
+def test_a_marker_is_text() -> None:
+    assert Newline().split([0, 8, 1], PIECES.__getitem__) == [(0, 8, 1)]
+
+
+def test_every_and_turn() -> None:
+    assert [len(s) for s in Every(n=3).split([0] * 8, PIECES.__getitem__)] == [3, 3, 2]
+    assert len(Turn().split([0, 3] * 500, PIECES.__getitem__)) == 1
+    for n in (0, -1, 1000):
+        with pytest.raises(ValueError, match="every"):
+            Every(n=n)
+
+
+def test_newline_guards_against_a_line_that_never_ends() -> None:
+    assert [len(s) for s in Newline(max_segment=4).split([0] * 10, PIECES.__getitem__)] == [4, 4, 2]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,14 @@ class GatedLora(LoraVariant):
         gate = self.seat.gate
         if gate is None:
             return result
-        a, b = module.lora_A[active_adapter], module.lora_B[active_adapter]
+        a, b = module.lora_A[active_adapter].weight, module.lora_B[active_adapter].weight
         drop, scaling = module.lora_dropout[active_adapter], module.scaling[active_adapter]
-        rows = x.flatten(0, -2)
-        if gate.index is not None:
-            rows = rows[gate.index]
-        delta = (b(a(drop(rows.to(a.weight.dtype)))) * scaling).to(result.dtype)
-        if gate.index is None:
-            return result + delta.view_as(result)
-        flat = result.view(-1, result.shape[-1])
-        # The base layer's result is nobody else's and a linear layer's backward does not read it.
-        return (flat.index_add_(0, gate.index, delta) if not flat.is_leaf else flat.index_add(0, gate.index, delta)).view_as(result)
+        if gate.index is None:  # every row: in the base model's dtype, a cast of all rows would cost more than the adapter
+            return result + linear(linear(drop(x), a.to(x.dtype)), (b * scaling).to(x.dtype))
+        rows = x.flatten(0, -2)[gate.index].to(a.dtype)
+        delta = (linear(linear(drop(rows), a), b) * scaling).to(result.dtype)
+        # In place: the base layer's result is nobody else's, and a linear layer's backward does not read it.
+        return result.view(-1, result.shape[-1]).index_add_(0, gate.index, delta).view_as(result)
 
 
 def install(layers: Iterable[nn.Module], adapter_name: str = "default") -> None:

@@ -4,10 +4,12 @@ Otherwise `pip install -r requirements.txt` and `uv sync` would give different l
 could not be measured again with the other.
 """
 
+import ast
 import re
+import sys
 import tomllib
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,30 @@ def test_transitive_requirements_are_pinned() -> None:
         here = [n for n in wanted if n.marker is None or n.marker.evaluate({"extra": ""})]
         names = {canonicalize_name(n.name) for n in here if not (name == "torch" and n.name.startswith(ACCELERATOR))}
         assert names <= set(have), f"{name} needs {', '.join(sorted(names - set(have)))}, which requirements.txt does not pin."
+
+
+def imported(source: str) -> set[str]:
+    """Top-level names of the modules that a source imports, wherever in it."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+    names |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module and not n.level}
+    return {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"context_memory"}
+
+
+def test_whatever_is_imported_is_declared() -> None:
+    """A package that only comes along with another one may stop coming."""
+    project = PROJECT["project"]
+    lines = project["dependencies"] + [x for extra in project["optional-dependencies"].values() for x in extra]
+    declared = {canonicalize_name(Requirement(x).name) for x in lines}
+    owners = packages_distributions()
+    for path in (ROOT / "src").rglob("*.py"):
+        for module in imported(path.read_text()):
+            names = {canonicalize_name(n) for n in owners.get(module, [module])}
+            assert names & declared, f"{path.relative_to(ROOT)} imports {module}, which pyproject.toml does not name."
+
+
+def test_control_imports_are_seen_inside_functions() -> None:
+    assert imported("import os\ndef f():\n    from yaml.x import y\n    import torch.nn as nn") == {"yaml", "torch"}
 
 
 @pytest.mark.parametrize("line", ["torch>=2.0", "torch", "torch==2.13.0+cpu", "Torch==2.13.0"])

@@ -9,6 +9,7 @@ Seam: transformers 5.23, `Cache.update` and `get_mask_sizes`, called by every at
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -238,15 +239,21 @@ class Memory(Cache):
         Raises:
             ValueError: an empty segment.
         """
-        ids = tuple(self.lm.encode(text, first=not any(self.raw)) if isinstance(text, str) else text)
-        if not ids:
+        ids = tuple(self.lm.encoder.context(text, first=not any(self.raw)) if isinstance(text, str) else text)
+        if not ids or text == "":
             raise ValueError("the segment is empty: there is nothing to remember. Write some text.")
         self.run([[Segment(ids)]] * self.rows)
 
     def read(self, text: str | Sequence[int]) -> Tensor:
         """Read a prompt after the memory without compressing it; (rows, n, vocabulary) logits. To keep the memory: `fork` first."""
-        ids = tuple(self.lm.encode(text, first=not any(self.raw)) if isinstance(text, str) else text)
+        ids = tuple(self._question(text))
         return self.lm.logits(self.run([[Segment(ids, compress=False, target=True)]] * self.rows))
+
+    def _question(self, text: str | Sequence[int]) -> Sequence[int]:
+        if not isinstance(text, str):
+            return text
+        (segment,) = self.lm.encoder.asked(text, first=not any(self.raw))
+        return segment.ids
 
     def compress(self) -> None:
         """Close the segment that was read since the last boundary."""
@@ -264,6 +271,12 @@ class Memory(Cache):
         alive = [x for layer in self.layers for x in (layer.keys, layer.values) if x is not None]
         alive += [x for pair in self._mean for x in pair]
         return sum(x.untyped_storage().nbytes() for x in alive)
+
+    def save(self, path: str | Path) -> None:
+        """Write the memory to a safetensors file, whole or not at all; `lm.open` reads it."""
+        from context_memory import memory_file
+
+        memory_file.save(self, path)
 
     def fork(self) -> Memory:
         """A memory with the same content that shares no storage with this one."""
@@ -317,7 +330,7 @@ class Memory(Cache):
 
     def inputs(self, prompt: str | Sequence[int]) -> dict[str, Any]:
         """What the stock `model.generate` needs to go on from this memory (one row); the memory itself is not touched."""
-        ids = list(self.lm.encode(prompt, first=not any(self.raw)) if isinstance(prompt, str) else prompt)
+        ids = list(self._question(prompt))
         cache = DynamicCache()
         for i, layer in enumerate(self.layers):
             if layer.keys is not None:

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from context_memory import attention, gate, plugins
+from context_memory import attention, gate, memory_file, plugins
+from context_memory.boundaries.base import Boundary
+from context_memory.encode import Encoder
 from context_memory.families.base import Family
 from context_memory.gate import Gate
+from context_memory.generate import Decoder, Output, Settings, generate
 from context_memory.memory import Memory
+from context_memory.pins.base import Pin
 from context_memory.plan import IGNORE, PAD, Plan, visible
 from context_memory.schemes.base import Scheme
+from context_memory.text import Segment
 from context_memory.tokens import CompEmbedding
+
+if TYPE_CHECKING:
+    from context_memory.adapter import Base, Card
 
 GATES = ("comp", "all")
 
@@ -34,6 +47,13 @@ class CompressedLM(nn.Module):
         LookupError: an architecture that has no family file.
         ValueError: a setting that contradicts another.
     """
+
+    facts: Base | None = None
+    """Which base weights these are; set by whoever loads them."""
+    card: Card | None = None
+    """What the adapter folder said, if it came from one."""
+    task: tuple[Path, str] | None = None
+    """Folder and hash of the task adapter that is merged into the base."""
 
     def __init__(
         self, base: Any, tokenizer: Any, scheme: Scheme, *, lora: LoraConfig | None = None, positions: str = "skip",
@@ -85,14 +105,17 @@ class CompressedLM(nn.Module):
 
     # ---- running ----------------------------------------------------------------------------------------------------
 
-    def hidden(self, plan: Plan, memory: Memory | None = None, used: int = 0) -> Tensor:
-        """(b, n, hidden) last hidden states of the plan's tokens, after the first `used` columns of a memory if one is given."""
+    def hidden(self, plan: Plan, memory: Memory | None = None, used: int = 0, adapter: bool = True) -> Tensor:
+        """(b, n, hidden) last hidden states of the plan's tokens, after the first `used` columns of a memory if one is given.
+
+        `adapter=False` is the frozen model, whatever the gate.
+        """
         t = plan.tokens
         embedded = self.family.embed(self.base, plan.ids)
         if has_comp := bool(t.comp.any()):
             embedded = self.comp(embedded, plan)
         extra: dict[str, Any] = {}
-        if self.peft is not None:
+        if self.peft is not None and adapter:
             if self.gate == "all":
                 extra["lora_gate"] = Gate(None)
             elif has_comp or self.training:
@@ -142,16 +165,77 @@ class CompressedLM(nn.Module):
 
     # ---- using ------------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def load(cls, name: str, adapter: str | Path | None = None, **settings: Any) -> CompressedLM:
+        """A model by name (known name, hub id, folder or .gguf file) with an adapter folder; see `loading.load`."""
+        from context_memory.loading import load
+
+        return load(name, adapter, **settings)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """How text becomes segments: boundary, pins and roles as the adapter was trained, or newlines and a pinned prompt."""
+        from context_memory.config import Config
+
+        config = Config.from_dict(self.card.config) if self.card is not None else None
+        if config is None or not config.boundary:
+            return Encoder(self.tokenizer, plugins.make("boundaries", "newline"), [plugins.make("pins", "prompt")])  # type: ignore[arg-type, list-item]
+        return Encoder(self.tokenizer, config.make("boundary"), config.make("pins"), chat=config.model.chat, prompt=config.model.prompt)
+
+    def identity(self) -> dict[str, str]:
+        """What a memory file belongs to."""
+        config = self.base.config
+        return {
+            "model": str(self.facts) if self.facts is not None else f"{config.model_type} ({self.n_layers} layers)",
+            "weights": self.facts.weights if self.facts is not None else "",
+            "adapter": json.dumps([self.card.files if self.card is not None else {}, self.task[1] if self.task is not None else ""]),
+            "tokenizer": hashlib.sha256(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode()).hexdigest() if self.tokenizer else "",
+            "scheme": f"{self.scheme!r} positions={self.positions}",
+        }
+
     def memory(self, rows: int = 1) -> Memory:
         """An empty memory."""
         return Memory(self, rows)
 
-    def encode(self, text: str, first: bool = True) -> list[int]:
-        """Token ids of plain text; BOS in front of the first text of a memory where the tokenizer has the habit."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        bos = self.tokenizer.bos_token_id
-        adds = first and bos is not None and self.tokenizer("")["input_ids"][:1] == [bos]
-        return [bos, *ids] if adds else ids
+    def open(self, path: str | Path) -> Memory:
+        """The memory that `Memory.save` wrote; UserError if it belongs to another model, adapter, tokenizer or scheme."""
+        return memory_file.read(self, path)
+
+    def generate(
+        self, prompts: str | Sequence[str], memory: Memory | None = None, *, boundary: str | Boundary | None = None,
+        pins: Sequence[str | Pin] | None = None, **options: Any,
+    ) -> list[Output]:  # fmt: skip
+        """Answer one prompt or a batch; every row compresses at its own boundaries while it is written.
+
+        Args:
+            memory: a memory to go on from (it is continued; `fork` it first to keep it), a row a prompt.
+            boundary, pins: instead of the adapter's.
+            options: `max_new_tokens`, `temperature`, `top_p`, `seed`, `stop`.
+        """
+        return generate(self, *self._asked(prompts, memory, boundary, pins), Settings.of(**options), memory)
+
+    def stream(self, prompt: str, memory: Memory | None = None, **options: Any) -> Iterator[str]:
+        """The pieces of one answer as they come."""
+        encoder, prompts = self._asked(prompt, memory, options.pop("boundary", None), options.pop("pins", None))
+        decoder = Decoder(self, encoder, prompts, Settings.of(**options), memory)
+        said = ""
+        for _ in decoder.run():
+            text = encoder.text(decoder.outputs[0].ids)
+            if not text.endswith("\ufffd"):  # half a character waits for the rest of its bytes
+                yield text[len(said) :]
+                said = text
+
+    def _asked(
+        self, prompts: str | Sequence[str], memory: Memory | None, boundary: str | Boundary | None, pins: Sequence[str | Pin] | None
+    ) -> tuple[Encoder, list[list[Segment]]]:
+        encoder = self.encoder
+        if boundary is not None or pins is not None:
+            policy = plugins.make("boundaries", boundary) if isinstance(boundary, str) else boundary or encoder.boundary
+            rules = encoder.pins if pins is None else [plugins.make("pins", p) if isinstance(p, str) else p for p in pins]
+            encoder = Encoder(self.tokenizer, policy, rules, chat=encoder.chat, prompt=encoder.question)  # type: ignore[arg-type]
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        fresh = [memory is None or not raw for raw in (memory.raw if memory is not None else [0] * len(texts))]
+        return encoder, [encoder.asked(text, first) for text, first in zip(texts, fresh, strict=True)]
 
 
 def _consecutive(plan: Plan) -> bool:

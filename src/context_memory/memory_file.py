@@ -1,0 +1,79 @@
+"""Memories on disk: safetensors with a header that says what they belong to. No pickle; written whole or not at all.
+
+A memory is keys and values of one model under one adapter: with another one it is noise. The header names model, adapter,
+tokenizer and scheme with their hashes, and opening refuses anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from context_memory.errors import UserError
+from context_memory.memory import Memory
+from context_memory.plan import Tokens
+
+if TYPE_CHECKING:
+    from context_memory.model import CompressedLM
+
+FORMAT = "context-memory 1"
+CLOCKS = ("length", "step", "clock", "raw")
+
+
+def save(memory: Memory, path: str | Path) -> None:
+    """Write a memory to a file; an older file there is replaced only by a whole new one."""
+    path = Path(path)
+    width = memory.tokens
+    tensors = {f"held.{name}": getattr(memory.held, name)[:, :width] for name in vars(memory.held)}
+    tensors |= {"slot": memory.slot[:, :width]}
+    tensors |= {name: torch.tensor(getattr(memory, name)) for name in CLOCKS}
+    for i, layer in enumerate(memory.layers):
+        if layer.keys is not None:
+            tensors |= {f"{i}.keys": layer.keys[:, :, :width], f"{i}.values": layer.values[:, :, :width]}
+    for i, (keys, values) in enumerate(memory._mean):
+        tensors |= {f"{i}.mean_keys": keys, f"{i}.mean_values": values}
+    header = {"format": FORMAT, "belongs_to": json.dumps(memory.lm.identity(), sort_keys=True)}
+    partial = path.with_name(path.name + ".partial")
+    save_file({name: x.contiguous().cpu() for name, x in tensors.items()}, partial, metadata=header)
+    os.replace(partial, path)
+
+
+def read(lm: CompressedLM, path: str | Path) -> Memory:
+    """The memory in a file.
+
+    Raises:
+        UserError: no such file; not a memory or a damaged one; the memory of another model, adapter, tokenizer or scheme.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no memory at '{path}'.")
+    try:
+        with safe_open(path, "pt") as source:
+            header = source.metadata() or {}
+            tensors = {name: source.get_tensor(name) for name in source.keys()}
+    except (SafetensorError, OSError) as e:
+        raise UserError(f"'{path}' is damaged or not a memory file ({e}); write it again with memory.save.") from e
+    if header.get("format") != FORMAT:
+        raise UserError(f"'{path}' has the format {header.get('format')!r}, this version reads {FORMAT!r}.")
+    theirs, ours = json.loads(header["belongs_to"]), lm.identity()
+    for name, value in ours.items():
+        if theirs.get(name) != value:
+            raise UserError(f"the memory '{path}' was written with {name} {theirs.get(name)!r}, this model has {value!r}; open it with the one that wrote it.")
+    memory = Memory(lm, len(tensors["length"]))
+    for name in CLOCKS:
+        setattr(memory, name, tensors[name].tolist())
+    memory.held = Tokens(**{name: tensors[f"held.{name}"].to(lm.device) for name in vars(memory.held)})
+    memory.slot = tensors["slot"].to(lm.device)
+    for i, layer in enumerate(memory.layers):
+        if f"{i}.keys" in tensors:
+            layer.keys, layer.values = tensors[f"{i}.keys"].to(lm.device), tensors[f"{i}.values"].to(lm.device)
+            layer.is_initialized = True
+        if f"{i}.mean_keys" in tensors:
+            memory._mean.append((tensors[f"{i}.mean_keys"].to(lm.device), tensors[f"{i}.mean_values"].to(lm.device)))
+    return memory

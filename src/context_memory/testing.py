@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from peft import LoraConfig
 from torch import nn
@@ -13,8 +15,8 @@ from context_memory.schemes.base import Scheme
 
 
 def tiny_lm(
-    family: str, scheme: Scheme, *, seed: int = 0, positions: str = "skip", gate: str = "comp", dtype: torch.dtype = torch.float64,
-    attn_implementation: str = "sdpa",
+    family: str, scheme: Scheme, *, seed: int = 0, positions: str = "skip", gate: str = "comp",
+    dtype: torch.dtype = torch.float64, attn_implementation: str = "sdpa",
 ) -> CompressedLM:  # fmt: skip
     """A random model of a family with a random adapter, scaled so that every difference would show."""
     torch.manual_seed(seed)
@@ -40,3 +42,11 @@ def tiny_lms(families: list[str] | None = None) -> list[tuple[str, Scheme]]:
 def parameters_of(lm: nn.Module, word: str) -> list[nn.Parameter]:
     """Trainable parameters whose name holds `word`."""
     return [p for n, p in lm.named_parameters() if p.requires_grad and word in n]
+
+
+if __name__ == "__main__":
+    from context_memory import golden
+
+    if sys.argv[1:2] != ["golden"]:
+        sys.exit("usage: python -m context_memory.testing golden DIR [--only PATTERN]")
+    sys.exit(golden.main(sys.argv[2:]))

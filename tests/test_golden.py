@@ -1,0 +1,86 @@
+"""What the original computes is what we compute: its golden vectors, and cases made by a miniature of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from context_memory import golden
+from original import LLAMA3, write_case
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = Path(os.environ.get("CCM_GOLDEN", ROOT.parent / "shared" / "golden"))
+LATER = ("stream", "t5")
+MADE = [
+    {"kind": "concat_recur", "n": 3, "sink": True}, {"kind": "concat", "n": 2, "sink": True, "rope": LLAMA3},
+    {"kind": "merge_recur", "n": 3, "rope": LLAMA3}, {"kind": "merge_recur", "n": 2, "sink": True, "positions": "base"},
+    {"kind": "merge", "n": 2, "sink": True}, {"kind": "gist", "n": 4, "sink": True, "cond": False},
+    {"kind": "pos_control", "n": 2, "comp_type": "pos_control"},
+]  # fmt: skip
+
+
+def cases() -> list[str]:
+    return sorted(p.stem for p in FOLDER.glob("*.json") if not p.stem.startswith("weights_"))
+
+
+@pytest.mark.skipif(not cases(), reason="no golden vectors here; set CCM_GOLDEN to their folder")
+@pytest.mark.parametrize("name", cases() or ["none"])
+def test_golden_vectors(name: str) -> None:
+    passed, line = golden.check(FOLDER / f"{name}.json")
+    if any(f"_{word}" in name for word in LATER):
+        assert not passed
+        assert "unknown mode" in line
+    else:
+        assert passed, line
+
+
+@pytest.mark.parametrize("settings", MADE, ids=lambda s: "-".join(map(str, s.values())).split("-{")[0])
+def test_cases_of_a_miniature_of_the_original(tmp_path: Path, settings: dict) -> None:  # type: ignore[type-arg]
+    write_case(tmp_path, **settings)
+    passed, line = golden.check(tmp_path / "made.json")
+    assert passed and all(what in line for what in ("mask", "logits", "comp kv", "loss", "grad")), line
+
+
+GRAD = "grad.model.layers.1.self_attn.k_proj.lora_B.weight"
+
+
+@pytest.mark.parametrize("key", ["allowed", "position_ids", "logits", "kv_comp.row0.k", "kv_comp.row0.v", "loss", GRAD])
+def test_control_a_changed_vector_fails(tmp_path: Path, key: str) -> None:
+    write_case(tmp_path, kind="merge_recur", n=2)
+    path = tmp_path / "made.safetensors"
+    tensors = load_file(path)
+    last = tensors[key].view(-1)[-1:]
+    tensors[key].view(-1)[-1] = ~last[0] if key == "allowed" else last[0] + (1 if key == "position_ids" else 1e-3)
+    save_file(tensors, path)
+    passed, line = golden.check(tmp_path / "made.json")
+    assert not passed
+    assert "over 0.0001" in line
+
+
+def test_command_counts_an_unknown_mode_as_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_case(tmp_path, "a_good")
+    write_case(tmp_path, "b_odd")
+    odd = tmp_path / "b_odd.json"
+    meta = json.loads(odd.read_text())
+    meta["comp"]["attn_type"] = "telepathy"
+    odd.write_text(json.dumps(meta))
+    assert golden.main([str(tmp_path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [x[:4] for x in lines] == ["ok  ", "FAIL", "1 of"]
+    assert "telepathy" in lines[1]
+    assert golden.main([str(tmp_path), "--only", "a_*"]) == 0
+    assert golden.main([str(tmp_path), "--only", "nobody"]) == 2
+
+
+def test_a_broken_case_fails_with_its_reason(tmp_path: Path) -> None:
+    write_case(tmp_path)
+    (tmp_path / "weights_made.safetensors").unlink()
+    passed, line = golden.check(tmp_path / "made.json")
+    assert not passed
+    assert "weights_made.safetensors" in line

@@ -14,7 +14,8 @@ from context_memory.data._answers import numbers
 from context_memory.data.base import Dataset
 from context_memory.data.gsm8k import Gsm8k, uncomp
 from context_memory.data.gsm_symbolic import GsmSymbolic
-from context_memory.data.tally import Tally
+from context_memory.data.tally import Tally, operands
+from context_memory.text import Example
 
 KEYS = plugins.keys("data")
 SPLITS = ("train", "validation", "test")
@@ -76,7 +77,8 @@ def test_tally_numbers_stay_small_and_its_steps_follow_from_earlier_ones() -> No
         assert lines[-1] == f"#### {steps[-1]['result']}"
         for i, (step, line) in enumerate(zip(steps, lines, strict=False)):
             assert 0 <= step["result"] <= 99
-            assert numbers(line)[-3:] == [*step["operands"], step["result"]]
+            assert operands(line) == step["operands"]
+            assert numbers(line)[-1] == step["result"]
             assert [steps[i - d]["result"] for d in step["distances"]] == list(step["operands"][: len(step["distances"])])
             kinds.update(step["distances"])
         assert all(step["distances"] for step in steps[1:])
@@ -91,22 +93,14 @@ def test_tally_splits_share_no_numbers_under_any_settings() -> None:
 
 def test_tally_tells_forgetting_from_slips() -> None:
     tally = Tally()
-    example = tally.samples[1]
-    first, second, third, last = example.target.split("\n")
-    slip = "\n".join(
-        [
-            first.replace("= 33", "= 34"),
-            second.replace("33 - 12 = 21", "34 - 12 = 22"),
-            third.replace("21 * 2 = 42", "22 * 2 = 44"),
-            "#### 44",
-        ]
-    )
+    steps = ({"result": 13, "operands": (9, 4), "distances": ()}, {"result": 26, "operands": (13, 2), "distances": (1,)})
+    example = Example("", "9 + 4 = 13, so Mia has 13.\n13 * 2 = 26, so Tom has 26.\n#### 26", meta={"steps": steps, "answer": 26})
+    assert tally.score(example, example.target) == {"correct": 1.0, "steps": 1.0, "distance_1": 1.0}
+    slip = "9 + 4 = 14, so Mia has 14.\n14 * 2 = 28, so Tom has 28.\n#### 28"
     assert tally.score(example, slip) == {"correct": 0.0, "steps": 0.0, "distance_1": 1.0}
-    forgot = "\n".join(
-        [first, second.replace("33 - 12 = 21", "50 - 12 = 38"), third.replace("21 * 2 = 42", "38 * 2 = 76"), "#### 76"]
-    )
-    assert tally.score(example, forgot) == {"correct": 0.0, "steps": pytest.approx(1 / 3), "distance_1": 0.5}
-    assert tally.score(example, f"{first}\n{last}") == {"correct": 1.0, "steps": pytest.approx(1 / 3), "distance_1": 0.0}
+    forgot = "9 + 4 = 13, so Mia has 13.\n15 * 2 = 30, so Tom has 30.\n#### 30"
+    assert tally.score(example, forgot) == {"correct": 0.0, "steps": 0.5, "distance_1": 0.0}
+    assert tally.score(example, "9 + 4 = 13, so Mia has 13.\n#### 26") == {"correct": 1.0, "steps": 0.5, "distance_1": 0.0}
 
 
 def test_tally_problems_are_made_when_asked_for() -> None:

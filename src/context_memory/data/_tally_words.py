@@ -55,6 +55,8 @@ RELATIONS = {
     "thrice": ("{w} {v} three times as many {t} as {r}", "compared with {r}, {w} {v} three times as many {t}"),
     "both": ("{w} {v} as many {t} as {r} and {s} together", "{w} {v} as many {t} as both {r} and {s}"),
 }
+CONCLUSION = "{fact}, {a} {sign} {b} = {n}, so {w} has {n}."
+"""A step. Its result stands once more right after the name that it belongs to, where a model looks for it."""
 SIGNS = {"given": "+", "more": "+", "fewer": "-", "twice": "*", "thrice": "*", "both": "+", "sum": "+", "difference": "-"}
 
 QUESTIONS = {
@@ -76,11 +78,11 @@ The old clock struck {k} times.
 A dog barked {k} times.
 The radio played {k} songs.
 There were {k} clouds in the sky.
-The street has {k} houses.
+The street counts {k} houses.
 The teacher is {k} years old.
 The bridge is {k} meters long.
 The lunch break lasted {k} minutes.
-The bakery next door has {k} windows.
+The bakery next door sold {k} rolls.
 A train passed with {k} wagons.
 """.strip().splitlines()
 )

@@ -6,22 +6,23 @@ known distance: a model that forgets its steps can only redo the whole chain in 
 arithmetic is easy, so what is measured is memory.
 
 >>> print(Tally.samples[1].target)
-Julia collected 14 stamps and then 19 more, so Julia collected 14 + 19 = 33 stamps.
-Compared with Julia, Tom collected 12 fewer stamps, so Tom collected 33 - 12 = 21 stamps.
-Mark collected two times as many stamps as Tom, so Mark collected 21 * 2 = 42 stamps.
-#### 42
+The white box got 16 pens on Monday and 10 on Tuesday, 16 + 10 = 26, so the white box has 26.
+Compared with the white box, the red box got 2 fewer pens, 26 - 2 = 24, so the red box has 24.
+Compared with the white box, the golden box got 6 more pens, 26 + 6 = 32, so the golden box has 32.
+#### 32
 """
 
 from __future__ import annotations
 
 import random
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from context_memory.data._answers import final_number, numbers, same
-from context_memory.data._tally_words import DISTRACTORS, QUESTIONS, RELATIONS, SCENES, SIGNS
+from context_memory.data._tally_words import CONCLUSION, DISTRACTORS, QUESTIONS, RELATIONS, SCENES, SIGNS
 from context_memory.data.base import Dataset
 from context_memory.text import Example
 
@@ -46,13 +47,13 @@ def relations(known: list[int], rng: random.Random) -> tuple[str, tuple[int, int
     weights = [REACH[d - 1] if d <= len(REACH) else FAR for d in range(len(known), 0, -1)]
     at, other = rng.choices(range(len(known)), weights, k=2)
     value = known[at]
-    small = rng.randint(2, 12)
+    small = rng.randint(2, 9) if rng.random() < 0.8 else rng.randint(10, 12)
     kinds = {
         "more": (3, small if value + small <= 99 else None),
         "fewer": (3, small if value >= small else None),
         "twice": (1.5, 2 if 2 <= value <= 30 else None),
         "thrice": (1, 3 if 2 <= value <= 30 else None),
-        "both": (1, known[other] if other != at and value + known[other] <= 99 else None),
+        "both": (0.7, known[other] if other != at and value + known[other] <= 99 else None),
     }
     possible = {kind: (weight, b) for kind, (weight, b) in kinds.items() if b is not None}
     kind = rng.choices(list(possible), [weight for weight, _ in possible.values()])[0]
@@ -67,20 +68,26 @@ def compute(kind: str, a: int, b: int) -> int:
 
 def chain(steps: int, rng: random.Random) -> list[Quantity]:
     """The numbers of a problem of that many steps; the words come later."""
-    a, b = rng.randint(3, 20), rng.randint(3, 20)
+    a, b = rng.randint(5, 30), rng.randint(2, 12)
     found = [Quantity("given", (a, b), a + b)]
     known = [a + b]
     while len(found) < steps:
-        kind, operands, back = relations(known, rng)
-        if len(found) == steps - 1 and rng.random() < 0.5:
+        kind, pair, back = relations(known, rng)
+        if len(found) == steps - 1 and rng.random() < 0.35:
             first, second = len(known) - 1, rng.randrange(max(0, len(known) - 4), len(known) - 1)
             kind = rng.choice(("sum", "difference")) if known[first] + known[second] <= 99 else "difference"
             if kind == "difference" and known[second] > known[first]:
                 first, second = second, first
-            operands, back = (known[first], known[second]), (len(known) - first, len(known) - second)
-        found.append(Quantity(kind, operands, compute(kind, *operands), back))
+            pair, back = (known[first], known[second]), (len(known) - first, len(known) - second)
+        found.append(Quantity(kind, pair, compute(kind, *pair), back))
         known.append(found[-1].result)
     return found
+
+
+def operands(line: str) -> tuple[float, ...]:
+    """The two numbers that a line calculates with; none where it does not calculate."""
+    found = re.search(r"(\d+) [-+*] (\d+) =", line)
+    return tuple(map(float, found.groups())) if found else ()
 
 
 def capital(sentence: str) -> str:
@@ -102,7 +109,7 @@ def tell(found: list[Quantity], distractors: int, rng: random.Random) -> tuple[s
             continue
         fact = rng.choice(RELATIONS[kind]).format(**words)
         facts.append(capital(fact) + ".")
-        lines.append(f"{capital(fact)}, so {who[i]} {verb} {a} {SIGNS[kind]} {b} = {result} {things}.")
+        lines.append(CONCLUSION.format(fact=capital(fact), sign=SIGNS[kind], **words))
         question = rng.choice(QUESTIONS["last"]).format(**words)
     for text in rng.sample(DISTRACTORS, rng.randint(0, distractors)):
         facts.insert(rng.randint(1, len(facts)), text.format(k=rng.randint(2, 60)))
@@ -167,8 +174,9 @@ class Tally(Dataset):
         needed d steps later, the share that the answer took up as it had itself written them, right or wrong; so an early slip
         in arithmetic is not held against the memory."""
         steps = example.meta["steps"]
-        lines = [numbers(line) for line in answer.splitlines() if line.strip() and not line.lstrip().startswith("####")]
-        lines += [[]] * (len(steps) - len(lines))
+        texts = [line for line in answer.splitlines() if line.strip() and not line.lstrip().startswith("####")]
+        texts += [""] * (len(steps) - len(texts))
+        lines, worked = [numbers(text) for text in texts], [operands(text) for text in texts]
         right = [bool(line) and same(line[-1], step["result"]) for line, step in zip(lines, steps, strict=False)]
         scores = {
             "correct": float(same(final_number(answer, marked=True), example.meta["answer"])),
@@ -177,8 +185,8 @@ class Tally(Dataset):
         taken: dict[int, list[bool]] = {}
         for i, step in enumerate(steps):
             for operand, back in enumerate(step["distances"]):
-                source, used = lines[i - back], lines[i][-3:-1]
-                taken.setdefault(back, []).append(bool(source) and len(used) == 2 and same(used[operand], source[-1]))
+                source, used = lines[i - back], worked[i]
+                taken.setdefault(back, []).append(bool(source) and bool(used) and same(used[operand], source[-1]))
         return scores | {f"distance_{back}": sum(hits) / len(hits) for back, hits in sorted(taken.items())}
 
 

@@ -1,5 +1,6 @@
 """The house stays tidy: small rooms, no path of anybody's machine, every plug-in importable, every link leads somewhere."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -67,6 +68,44 @@ def test_rooms_are_small() -> None:
 def test_every_source_file_says_what_it_is_for() -> None:
     silent = [str(p.relative_to(ROOT)) for p in SOURCE.rglob("*.py") if not text(p).lstrip().startswith('"""')]
     assert not silent, f"no docstring: {silent}"
+
+
+@cache
+def layers() -> dict[str, int]:
+    """Module or folder -> its row in the layout of docs/design.md."""
+    section = text(ROOT / "docs" / "design.md").partition("## 4.")[2].partition("## 5.")[0]
+    rows = re.findall(r"^\| (`[^|]*`) \|", section, re.M)
+    return {name: i for i, row in enumerate(rows) for name in re.findall(r"`(\w+)(?:\.py|/)`", row)}
+
+
+def upward(module: str, source: str) -> list[str]:
+    """What a module imports at its top from rows below its own."""
+    names: list[str] = []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "context_memory":
+            names += [a.name for a in node.names] if node.module == "context_memory" else [node.module.split(".")[1]]
+    return [n for n in names if layers().get(n, -1) > layers()[module]]
+
+
+def test_the_design_names_every_file() -> None:
+    there = {p.stem for p in SOURCE.glob("*.py")} | {p.parent.name for p in SOURCE.glob("*/__init__.py")}
+    missing = there - {"__init__"} - set(layers())
+    assert not missing, f"docs/design.md, section 4, does not name {sorted(missing)}."
+    assert not set(layers()) - there, f"docs/design.md names {sorted(set(layers()) - there)}, which is not there."
+
+
+def test_imports_run_one_way() -> None:
+    wrong = {}
+    for path in SOURCE.rglob("*.py"):
+        module = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        if module != "__init__" and module in layers() and (up := upward(module, text(path))):
+            wrong[str(path.relative_to(SOURCE))] = up
+    assert not wrong, f"imports against the order of docs/design.md, section 4: {wrong}"
+
+
+def test_control_an_import_the_wrong_way_is_seen() -> None:
+    assert upward("schemes", "from context_memory import plan, memory") == ["memory"]
+    assert upward("text", "from context_memory.plan import Plan") == ["plan"]
 
 
 def test_no_heavy_files() -> None:

@@ -1,0 +1,205 @@
+"""Adapter folders: a pure LoRA that stock PEFT reads, the comp embeddings, and a card that says what they belong to.
+
+    adapter_model.safetensors, adapter_config.json   through PEFT's own save_pretrained, with the plain base's name
+    comp.safetensors                                 the comp embeddings
+    ccm.json                                         format, hashes (base weights, task adapter, these files), the configuration
+
+A folder is written beside its place and renamed, so it is there whole or not at all. A task adapter (an ordinary LoRA,
+scheme=full) is merged into the base before a compression adapter is attached; the card says which one, and by relative path where.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load_file, save_file
+
+from context_memory.errors import UserError
+
+if TYPE_CHECKING:
+    from context_memory.model import CompressedLM
+
+FORMAT = 1
+CARD, COMP, LORA, LORA_CONFIG = "ccm.json", "comp.safetensors", "adapter_model.safetensors", "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Base:
+    """Which weights an adapter belongs to."""
+
+    name: str
+    layers: int
+    hidden: int
+    vocabulary: int
+    weights: str
+    """Hash of the weights (`fingerprint`)."""
+
+    def __str__(self) -> str:
+        return f"'{self.name}' ({self.layers} layers, hidden size {self.hidden})"
+
+
+@dataclass(frozen=True)
+class Task:
+    """The task adapter that is merged first."""
+
+    path: str
+    """Relative to the folder of the card."""
+    sha256: str
+    """Of its LoRA weights."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What `ccm.json` says."""
+
+    base: Base
+    task: Task | None
+    scheme: dict[str, Any]
+    positions: str
+    gate: str
+    boundary: dict[str, Any]
+    pins: dict[str, Any]
+    config: dict[str, Any]
+    files: dict[str, str] = field(default_factory=dict)
+    """File -> sha256."""
+    format: int = FORMAT
+
+    @property
+    def is_task(self) -> bool:
+        """Whether this is an ordinary LoRA on the full context, to be merged."""
+        return self.gate == "all" and not self.scheme.get("n_comp")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash of a model folder's weights; remembered by size and time, so that it is computed once a machine."""
+    from context_memory.fetch import cache
+    from context_memory.folder import weights
+    from context_memory.models import KNOWN
+
+    known = KNOWN.get(folder.name)
+    if known is not None and known.gguf is not None and folder.resolve() == (cache() / known.name).resolve():
+        return f"gguf:{known.gguf.sha256}"  # the name means this file, however it was converted
+    files = weights(folder)
+    stamp = json.dumps([[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files])
+    notes = cache() / "fingerprints.json"
+    try:
+        seen: dict[str, str] = json.loads(notes.read_text())
+    except (OSError, ValueError):
+        seen = {}
+    if stamp not in seen:
+        whole = hashlib.sha256("".join(sha256(f) for f in files).encode()).hexdigest()
+        seen[stamp] = f"weights:{whole}"
+        try:
+            notes.parent.mkdir(parents=True, exist_ok=True)
+            beside = notes.with_suffix(f".{os.getpid()}.partial")
+            beside.write_text(json.dumps(seen))
+            os.replace(beside, notes)
+        except OSError:
+            pass  # a machine on which nothing can be written computes it every time
+    return seen[stamp]
+
+
+def describe(name: str, folder: Path, config: Any) -> Base:
+    """The facts of a loaded base model. An absolute path never becomes a name."""
+    plain = Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else name
+    return Base(plain, config.num_hidden_layers, config.hidden_size, config.vocab_size, fingerprint(folder))
+
+
+def save(lm: CompressedLM, folder: str | Path, card: Card) -> Path:
+    """Write the adapter of `lm` to `folder`, replacing what is there.
+
+    Raises:
+        ValueError: the model has no adapter.
+    """
+    if lm.peft is None:
+        raise ValueError(f"nothing to save: scheme '{lm.scheme.name}' was built without an adapter.")
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = folder.parent / f".{folder.name}.{os.getpid()}.partial"
+    shutil.rmtree(beside, ignore_errors=True)
+    for config in lm.peft.peft_config.values():
+        config.base_model_name_or_path = card.base.name
+    lm.peft.save_pretrained(str(beside), save_embedding_layers=False)
+    (beside / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    if lm.scheme.n_comp:
+        save_file({"weight": lm.comp.weight.detach().cpu().contiguous()}, beside / COMP)
+    files = {f.name: sha256(f) for f in sorted(beside.iterdir())}
+    write_json(beside / CARD, {**_plain(card), "files": files})
+    if folder.exists():
+        old = folder.parent / f".{folder.name}.{os.getpid()}.old"
+        os.rename(folder, old)
+        os.rename(beside, folder)
+        shutil.rmtree(old)
+    else:
+        os.rename(beside, folder)
+    return folder
+
+
+def _plain(card: Card) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(card)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write and rename, so that a reader finds the old file or the new one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    os.replace(beside, path)
+
+
+def read_card(folder: str | Path) -> Card:
+    """The card of an adapter folder, after its files were checked.
+
+    Raises:
+        UserError: no such folder, a file that is missing, truncated or tampered with, a format of the future.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no adapter folder at '{folder}'; give the folder that holds {CARD} and {LORA}.")
+    try:
+        tree = json.loads((folder / CARD).read_text())
+        base, task = Base(**tree.pop("base")), tree.pop("task")
+        if tree.get("format") != FORMAT:
+            raise UserError(f"adapter '{folder}' has format {tree.get('format')}, this version reads {FORMAT}; update context-memory.")
+        card = Card(base=base, task=Task(**task) if task else None, **tree)
+    except FileNotFoundError:
+        raise UserError(f"adapter '{folder}' has no {CARD}: it is not an adapter of this library, or not whole.") from None
+    except (ValueError, TypeError, KeyError) as e:
+        raise UserError(f"adapter '{folder}': {CARD} is damaged ({e}); get the folder again.") from e
+    for name, want in card.files.items():
+        if not (folder / name).is_file():
+            raise UserError(f"adapter '{folder}' has no {name}, which its {CARD} lists; get the folder again.")
+        if (got := sha256(folder / name)) != want:
+            raise UserError(f"adapter '{folder}': {name} is truncated or changed (sha256 {got[:12]}, expected {want[:12]}); get it again.")
+    if missing := [n for n in (LORA, LORA_CONFIG) if n not in card.files]:
+        raise UserError(f"adapter '{folder}': {CARD} does not list {', '.join(missing)}; get the folder again.")
+    return card
+
+
+def check_base(folder: str | Path, card: Card, base: Base) -> None:
+    """Raises UserError unless the adapter was trained on these weights."""
+    mine = card.base
+    if (mine.layers, mine.hidden, mine.vocabulary) != (base.layers, base.hidden, base.vocabulary):
+        raise UserError(f"adapter '{folder}' was trained on {mine}, got {base}.")
+    if mine.weights != base.weights:
+        raise UserError(
+            f"adapter '{folder}' was trained on {mine} with weights {mine.weights[:20]}, got {base} with weights {base.weights[:20]}: "
+            "same shape, other numbers. Load the model that it was trained on."
+        )
+
+
+def load_comp(folder: str | Path) -> Any:
+    """(n_comp, hidden) comp embeddings."""
+    return load_file(Path(folder) / COMP)["weight"]

@@ -1,0 +1,201 @@
+"""What a training step is given: micro-batches of like length, in an order that depends on (seed, epoch, index) alone.
+
+Examples are encoded when their turn comes and kept. A micro-batch is a list of rows, a row a list of examples (one, or several
+that are packed). The collate function gives O(n) tensors; masks are built from them on the device.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from context_memory.config import TrainingConfig
+from context_memory.encode import Encoder
+from context_memory.errors import UserError
+from context_memory.plan import Plan, Tokens, layout, pack, stack
+from context_memory.plugins import find
+from context_memory.schemes.base import Scheme
+from context_memory.text import Example, Segment
+
+BLOCK = 512
+"""Examples among which like lengths are looked for; encoded together."""
+Row = list[int]
+
+
+@dataclass
+class Left:
+    """How many examples were left out, and why."""
+
+    too_long: int = 0
+    no_label: int = 0
+
+
+class Rows:
+    """Examples as segments, encoded when first asked for."""
+
+    def __init__(self, examples: Sequence[Example], encoder: Encoder, scheme: Scheme, positions: str, supervise: str, max_tokens: int) -> None:
+        self.examples, self.encoder, self.scheme, self.positions = examples, encoder, scheme, positions
+        self.supervise, self.max_tokens = supervise, max_tokens
+        self.left = Left()
+        self._seen: dict[int, tuple[tuple[Segment, ...], int] | None] = {}
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> tuple[tuple[Segment, ...], int] | None:
+        """Segments and length (comp tokens and slots included), or None for an example that is left out."""
+        if index not in self._seen:
+            segments = tuple(self.encoder.segments(self.examples[index]))
+            extra = self.scheme.n_comp * (2 if self.scheme.mixes else 1)
+            length = sum(len(s.ids) + extra * s.compress for s in segments)
+            if length > self.max_tokens:
+                self.left.too_long += 1
+                self._seen[index] = None
+            elif not self._labelled(segments):
+                self.left.no_label += 1
+                self._seen[index] = None
+            else:
+                self._seen[index] = (segments, length)
+        return self._seen[index]
+
+    def _labelled(self, segments: Sequence[Segment]) -> bool:
+        first = next((i + 1 for i, s in enumerate(segments) if s.compress), len(segments)) if self.supervise == "memory" else 0
+        return any(any(s.loss) for s in segments[first:])
+
+    def plan(self, index: int) -> Plan:
+        """The example laid out (b = 1)."""
+        found = self[index]
+        assert found is not None
+        try:
+            return layout(found[0], self.scheme, self.positions, supervise=self.supervise)
+        except ValueError as e:
+            raise UserError(f"example '{self.examples[index].id or index}' does not fit scheme '{self.scheme.name}': {e}") from e
+
+    def teacher(self, index: int) -> Plan:
+        """The example in the full context, with the same labels in the same order (b = 1)."""
+        found = self[index]
+        assert found is not None
+        plan = layout(found[0], find("schemes", "full")(), supervise=self.supervise)
+        t = plan.tokens
+        one = replace(t, segment=torch.zeros_like(t.segment), reads=torch.ones_like(t.reads), pin=torch.zeros_like(t.pin))
+        return replace(plan, tokens=one, groups=plan.groups[:, :0])
+
+
+class Schedule(TorchDataset[list[Row]]):
+    """Item i is micro-batch i, counted through all epochs."""
+
+    def __init__(self, rows: Rows, training: TrainingConfig, size: int | None = None, shuffle: bool = True) -> None:
+        self.rows, self.training, self.shuffle = rows, training, shuffle
+        self._made: list[list[Row]] = []
+        self._source = self._epochs()
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size if self.size is not None else self.per_epoch
+
+    @cached_property
+    def per_epoch(self) -> int:
+        """Micro-batches of the first epoch (encodes every example)."""
+        return sum(1 for _ in self.epoch(0))
+
+    def __getitem__(self, index: int) -> list[Row]:
+        while len(self._made) <= index:
+            self._made.append(next(self._source))
+        return self._made[index]
+
+    def _epochs(self) -> Iterator[list[Row]]:
+        epoch = 0
+        while True:
+            found = False
+            for batch in self.epoch(epoch):
+                found = True
+                yield batch
+            if not found:
+                left = self.rows.left
+                raise UserError(
+                    f"nothing to train on: of {len(self.rows)} examples {left.too_long} are longer than training.max_tokens="
+                    f"{self.training.max_tokens}, and {left.no_label} have no target after their first compression."
+                )
+            epoch += 1
+
+    def epoch(self, epoch: int) -> Iterator[list[Row]]:
+        """The micro-batches of one epoch."""
+        seed = self.training.seed
+        order = list(range(len(self.rows)))
+        if self.shuffle:
+            random.Random(f"{seed} {epoch}").shuffle(order)
+        size = BLOCK if self.shuffle else len(order)
+        for start in range(0, len(order), max(size, 1)):
+            usable = [(found[1], i) for i in order[start : start + size] if (found := self.rows[i]) is not None]
+            batches = list(self._packed(usable) if self.training.packing else self._alike(usable))
+            if self.shuffle:
+                random.Random(f"{seed} {epoch} {start}").shuffle(batches)
+            yield from batches
+
+    def _alike(self, usable: list[tuple[int, int]]) -> Iterator[list[Row]]:
+        """Rows of like length, as many as there is room for."""
+        t, batch, longest = self.training, list[Row](), 0
+        for length, i in sorted(usable):
+            longest = max(longest, length)
+            full = len(batch) >= t.batch_size if t.batch_size else longest * (len(batch) + 1) > t.tokens_per_batch
+            if batch and full:
+                yield batch
+                batch, longest = [], length
+            batch.append([i])
+        if batch:
+            yield batch
+
+    def _packed(self, usable: list[tuple[int, int]]) -> Iterator[list[Row]]:
+        """Examples side by side in rows of `tokens_per_row`, the longest first where they still fit."""
+        t = self.training
+        bins: list[tuple[int, Row]] = []
+        for length, i in sorted(usable, reverse=True):
+            at = next((k for k, (used, _) in enumerate(bins) if used + length <= t.tokens_per_row), None)
+            if at is None:
+                bins.append((length, [i]))
+            else:
+                bins[at] = (bins[at][0] + length, [*bins[at][1], i])
+        room = t.batch_size or max(1, t.tokens_per_batch // t.tokens_per_row)
+        rows = [row for _, row in sorted(bins)]
+        for start in range(0, len(rows), room):
+            yield rows[start : start + room]
+
+
+_FIELDS = tuple(f.name for f in fields(Tokens))
+_PLAIN = ("ids", "slot", "labels", "groups")
+
+
+@dataclass(frozen=True)
+class Collate:
+    """A micro-batch of the schedule -> tensors."""
+
+    rows: Rows
+    teacher: bool = False
+
+    def __call__(self, items: Sequence[list[Row]]) -> dict[str, Tensor]:
+        batch = [row for item in items for row in item]
+        out = to_tensors(_stacked([[self.rows.plan(i) for i in row] for row in batch]))
+        if self.teacher:
+            out |= {f"teacher_{k}": v for k, v in to_tensors(_stacked([[self.rows.teacher(i) for i in row] for row in batch])).items()}
+        return out
+
+
+def _stacked(rows: Sequence[Sequence[Plan]]) -> Plan:
+    return stack([row[0] if len(row) == 1 else pack(row) for row in rows])
+
+
+def to_tensors(plan: Plan) -> dict[str, Tensor]:
+    """A plan as a flat mapping of tensors, as the Trainer moves them about."""
+    return {name: getattr(plan.tokens, name) for name in _FIELDS} | {name: getattr(plan, name) for name in _PLAIN}
+
+
+def to_plan(tensors: dict[str, Tensor], prefix: str = "") -> Plan:
+    """The inverse of `to_tensors`."""
+    tokens = Tokens(*(tensors[prefix + name] for name in _FIELDS))
+    return Plan(tokens, **{name: tensors[prefix + name] for name in _PLAIN})

@@ -1,0 +1,38 @@
+"""`ccm`: assembles the commands that are found in `commands/`. What a person got wrong ends in one message and exit code 2."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+
+import typer
+
+from context_memory import commands
+from context_memory.errors import UserError
+
+
+def assemble() -> typer.Typer:
+    """The Typer app with every command."""
+    app = typer.Typer(name="ccm", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Compressed memory for language models.")
+    for name in sorted(m.name for m in pkgutil.iter_modules(commands.__path__) if not m.name.startswith("_")):
+        module = importlib.import_module(f"context_memory.commands.{name}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name)(getattr(module, name, None) or getattr(module, f"{name}_"))
+    app.callback()(lambda: None)  # with one command alone, Typer would leave its name out
+    return app
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `ccm`."""
+    try:
+        assemble()(args=arguments)
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""`key=value` and recipes -> `Config`, through Hydra's compose API. Every slip of a person is a `UserError` that says what there is.
+
+Only the plug-ins that are chosen are imported: a broken or optional one harms nobody else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, field, make_dataclass
+from pathlib import Path
+from typing import Any
+
+from context_memory import plugins
+from context_memory.config import FOLDERS, PLAIN, Config, DataExtras
+from context_memory.errors import UserError
+
+FIRST: dict[str, list[str]] = {"data": ["tally"], "scheme": ["concat"], "boundary": ["newline"], "pins": ["prompt"]}
+"""What a group is where nobody chooses."""
+CHOICES = {
+    "model.dtype": ("bfloat16", "float32", "float16"),
+    "model.attn_implementation": ("sdpa", "eager", "flex_attention", "flash_attention_2"),
+    "model.gate": ("auto", "comp", "all"),
+    "model.positions": ("skip", "base"),
+    "model.prompt": ("keep", "compress"),
+    "training.loss": ("ce", "distill"),
+    "training.schedule": ("cosine", "linear", "constant", "constant_with_warmup"),
+    "evaluation.split": ("train", "validation", "test"),
+}
+AT_LEAST: dict[str, float] = {
+    "model.lora_r": 1, "training.max_steps": 1, "training.tokens_per_batch": 1, "training.batch_size": 1, "training.accumulate": 1,
+    "training.max_tokens": 2, "training.tokens_per_row": 2, "training.eval_steps": 1, "training.save_steps": 1, "training.log_steps": 1,
+    "training.lr": 0, "training.patience": 0, "training.eval_samples": 0, "training.epochs": 0, "generation.max_new_tokens": 1,
+    "evaluation.batch_size": 1, "data.train_ratio": 0,
+}  # fmt: skip
+
+
+def load(overrides: Sequence[str] = (), recipe: str | Path | None = None) -> Config:
+    """Defaults, then the recipe, then the overrides.
+
+    Raises:
+        UserError: an unknown key, value, plug-in or recipe; the message names it and says what there is.
+    """
+    given = [_plain(o) for o in overrides]
+    chosen = _choices(given)
+    first = [o for o in read_recipe(recipe) if not _left_behind(o, chosen)] if recipe else []
+    every = [*first, *given]
+    groups = {**FIRST, **_choices(first), **chosen}
+    tree = _compose(every, groups)
+    config = Config.from_dict(tree)
+    _check(config)
+    return config
+
+
+def read_recipe(path: str | Path) -> list[str]:
+    """A recipe is a YAML file of the same tree; `scheme: concat`, or `scheme: {name: concat, n_comp: 2}`. As overrides."""
+    import yaml
+
+    file = Path(path)
+    if not file.is_file():
+        found = ", ".join(sorted(p.name for p in (file.parent if file.parent.is_dir() else Path("recipes")).glob("*.yaml"))) or "none"
+        raise UserError(f"no recipe at '{path}'; there are: {found}.")
+    try:
+        tree = yaml.safe_load(file.read_text()) or {}
+    except yaml.YAMLError as e:
+        raise UserError(f"recipe '{path}' is not YAML: {e}") from e
+    if not isinstance(tree, dict):
+        raise UserError(f"recipe '{path}' must be a mapping of groups and settings, got {type(tree).__name__}.")
+    out: list[str] = []
+    for key, value in tree.items():
+        if key == "pins" and isinstance(value, dict):
+            out += [f"pins=[{','.join(value)}]", *(f"pins.{n}.{k}={_text(v)}" for n, s in value.items() for k, v in (s or {}).items())]
+        elif isinstance(value, dict):
+            out += [f"{key}={v}" if k == "name" and key in FOLDERS else f"{key}.{k}={_text(v)}" for k, v in value.items()]
+        else:
+            out.append(f"{key}={_text(value)}")
+    return out
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return "[" + ",".join(map(str, value)) + "]"
+    return "null" if value is None else json.dumps(value) if isinstance(value, str) else str(value)
+
+
+def _plain(override: str) -> str:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise UserError(f"'{override}' is not an override; write key=value, as in training.max_steps=500.")
+    return f"model.name={value}" if key == "model" else f"{key.removeprefix('--')}={value}"
+
+
+def _choices(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Which plug-ins the overrides choose, group by group."""
+    out: dict[str, list[str]] = {}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in FOLDERS:
+            names = value.strip().removeprefix("[").removesuffix("]").split(",")
+            out[key] = [n.strip().strip("'\"") for n in names if n.strip()]
+    return out
+
+
+def _left_behind(override: str, chosen: Mapping[str, list[str]]) -> bool:
+    """Whether a recipe's setting belongs to a plug-in that the command line replaces."""
+    group = override.partition("=")[0].split(".")[0]
+    return group in chosen
+
+
+def _compose(overrides: Sequence[str], groups: Mapping[str, list[str]]) -> dict[str, Any]:
+    """The tree as plain containers, through Hydra's compose API: no change of directory, no global state left behind."""
+    from hydra import compose, initialize
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    store = ConfigStore.instance()
+    for group, names in groups.items():
+        for name in names:
+            package = f"pins.{name}" if group == "pins" else group
+            store.store(group=group, name=name, node=_node(group, name), package=package)
+    single = [{group: names[0]} for group, names in groups.items() if group != "pins" and names]
+    root = {"defaults": [*single, {"pins": list(groups["pins"])}, "_self_"], "pins": {}, **{k: v for k, v in _statics().items()}}
+    store.store(name="ccm", node=root)
+    settings = [o for o in overrides if o.partition("=")[0] not in FOLDERS]
+    try:
+        with initialize(version_base=None, config_path=None):
+            known = compose(config_name="ccm")
+            for override in settings:
+                _known_key(override.partition("=")[0], OmegaConf.to_container(known))
+            return OmegaConf.to_container(compose(config_name="ccm", overrides=settings), resolve=True)  # type: ignore[return-value]
+    except (HydraException, OmegaConfBaseException) as e:
+        raise UserError(_explain(e, settings)) from e
+
+
+def _statics() -> dict[str, Any]:
+    return {f.name: (f.default if f.default is not MISSING else PLAIN[f.name]()) for f in dataclasses.fields(Config) if f.name not in FOLDERS}
+
+
+def _node(group: str, name: str) -> Any:
+    """The structured config of a plug-in: its dataclass fields, and its name.
+
+    Raises:
+        UserError: no such plug-in, or one that cannot be imported.
+    """
+    try:
+        kind = plugins.find(FOLDERS[group], name)
+    except LookupError as e:
+        raise UserError(f"{group}={name}: {e.args[0]}") from e
+    except ImportError as e:
+        raise UserError(f"{group}={name} needs a package that is not installed: {e}.") from e
+    hints = typing.get_type_hints(kind)
+    fields = [(f.name, hints[f.name], f) for f in dataclasses.fields(kind)]
+    extras = [(f.name, typing.get_type_hints(DataExtras)[f.name], f) for f in dataclasses.fields(DataExtras)] if group == "data" else []
+    own = {f[0] for f in fields}
+    table: list[Any] = [] if group == "pins" else [("name", str, field(default=name))]
+    for key, hint, f in [*fields, *(x for x in extras if x[0] not in own)]:
+        default = f.default if f.default is not MISSING else f.default_factory() if f.default_factory is not MISSING else MISSING
+        table.append((key, _simple(hint), field(default="???" if default is MISSING else default)))
+    return make_dataclass(f"{group}_{name}", table)()
+
+
+def _simple(hint: Any) -> Any:
+    """The type as Hydra can check it; Any where it cannot."""
+    simple = (int, float, str, bool, int | None, float | None, str | None, bool | None)
+    return hint if hint in simple else Any
+
+
+def _known_key(key: str, tree: Any) -> None:
+    """Raises UserError unless the dotted key is in the tree."""
+    at, path = tree, ""
+    for part in key.lstrip("+~").split("."):
+        if not isinstance(at, dict) or part not in at:
+            names = sorted(at) if isinstance(at, dict) else []
+            close = difflib.get_close_matches(part, names, n=1)
+            hint = f" Did you mean '{close[0]}'?" if close else ""
+            where = f"under '{path}'" if path else "at the top"
+            if path == "pins":
+                hint = f" Choose it first: pins=[{','.join([*names, part])}]."
+            raise UserError(f"no setting '{key}';{hint} Have {where}: {', '.join(names) or 'nothing'}.")
+        at, path = at[part], f"{path}.{part}".lstrip(".")
+
+
+def _explain(error: Exception, settings: Sequence[str]) -> str:
+    """Hydra's message in one line, with the override that it is about."""
+    cause = error.__cause__ or error
+    text = str(cause).split("\n    full_key")[0].splitlines()[0]
+    key = getattr(cause, "full_key", None)
+    guilty = next((s for s in settings if key and s.startswith(f"{key}=")), None)
+    return f"{guilty or 'the overrides are not right'}: {text}"
+
+
+def _check(config: Config) -> None:
+    """Raises UserError for a value that is not among the choices or too small."""
+    tree = config.to_dict()
+    for key, choices in CHOICES.items():
+        group, name = key.split(".")
+        if (value := tree[group][name]) not in choices:
+            raise UserError(f"{key} must be one of {', '.join(choices)}; got '{value}'.")
+    for key, least in AT_LEAST.items():
+        group, name = key.split(".")
+        if (value := tree[group].get(name)) is not None and value < least:
+            raise UserError(f"{key} must be at least {least:g}, got {value:g}.")
+    for group in FOLDERS:
+        config.make(group)
+    if config.gate() == "comp" and not config.scheme.get("n_comp"):
+        raise UserError(f"model.gate=comp acts at comp tokens and scheme '{config.scheme['name']}' has none; use model.gate=all.")

@@ -1,0 +1,173 @@
+"""The configuration: typed data, overridden with `key=value`, saved with the weights.
+
+Groups `data`, `scheme`, `boundary` and `pins` are the folders of plug-ins: a setting of a group is a field of the plug-in's
+dataclass, so a new file is a new choice. What a person can get wrong (a key, a value, a name) is a `UserError` that says what there is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from context_memory import plugins
+from context_memory.errors import UserError
+from context_memory.models import EMBEDDED
+
+FOLDERS = {"data": "data", "scheme": "schemes", "boundary": "boundaries", "pins": "pins"}
+"""Group of the configuration -> folder of plug-ins."""
+
+
+@dataclass
+class ModelConfig:
+    name: str = EMBEDDED
+    """Known name, hub id, folder or .gguf file."""
+    adapter: str | None = None
+    """An adapter folder: a task adapter is merged into the model first, a compression adapter is loaded."""
+    dtype: str = "bfloat16"
+    attn_implementation: str = "sdpa"
+    gate: str = "auto"
+    """`comp`: LoRA at comp tokens alone. `all`: an ordinary LoRA. `auto`: comp for schemes that have comp tokens."""
+    positions: str = "skip"
+    targets: str = "auto"
+    """LoRA on `attention`, on `all` linear layers, on names (`q_proj,v_proj`); `auto`: all for scheme=full, else attention."""
+    lora_r: int = 8
+    lora_alpha: int = 16
+    lora_dropout: float = 0.0
+    chat: bool = True
+    """Put text into the chat roles of the tokenizer, if it has any."""
+    prompt: str = "keep"
+    """`keep`: the question is read and forgotten with the first step unless pinned. `compress`: it is a segment of its own."""
+
+
+@dataclass
+class TrainingConfig:
+    max_steps: int | None = None
+    """Updates. Not given: as many as `epochs` takes."""
+    epochs: float = 1.0
+    max_minutes: float | None = None
+    """Stop cleanly after this time and save; the same command goes on from there."""
+    tokens_per_batch: int = 4096
+    """Room of a micro-batch, padding and comp tokens included."""
+    batch_size: int | None = None
+    """Rows of a micro-batch, however long; in the place of `tokens_per_batch`."""
+    accumulate: int = 1
+    """Micro-batches an update."""
+    max_tokens: int = 1024
+    """Longer examples are left out, and counted."""
+    packing: bool = False
+    """Lay several examples side by side in a row of `tokens_per_row`."""
+    tokens_per_row: int = 512
+    lr: float = 3e-4
+    warmup: float = 0.03
+    """Share of the steps."""
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    loss: str = "ce"
+    """`ce`: cross-entropy on the targets. `distill`: KL to the same model with its full context."""
+    gradient_checkpointing: bool = False
+    seed: int = 42
+    eval_steps: int = 50
+    eval_samples: int = 128
+    patience: int = 3
+    """Evaluations without a new best before training stops; 0: never."""
+    save_steps: int = 50
+    log_steps: int = 5
+    wandb: bool = True
+    """Weights & Biases, where a key is configured."""
+    report_to: str = "none"
+    """Further trackers: `tensorboard`, `trackio`, or both with a comma."""
+    threads: int | None = None
+
+
+@dataclass
+class GenerationConfig:
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass
+class EvaluationConfig:
+    split: str = "test"
+    max_samples: int | None = None
+    batch_size: int = 8
+    generate: bool = True
+    """Answers as well as likelihoods."""
+
+
+@dataclass
+class DataExtras:
+    """Settings that every dataset has beside its own."""
+
+    train_ratio: float = 1.0
+    """Share of the training examples that is used."""
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+
+
+@dataclass
+class Config:
+    """The whole of it. Groups of plug-ins are plain mappings: `{"name": "concat", "n_comp": 2, ...}`; pins map name -> settings."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: dict[str, Any] = field(default_factory=dict)
+    scheme: dict[str, Any] = field(default_factory=dict)
+    boundary: dict[str, Any] = field(default_factory=dict)
+    pins: dict[str, dict[str, Any]] = field(default_factory=dict)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    run_id: str | None = None
+    output: str = "result"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> Config:
+        """The inverse of `to_dict`; keys of a later version are left out."""
+        out: dict[str, Any] = {}
+        for f in dataclasses.fields(cls):
+            if f.name not in tree:
+                continue
+            value = tree[f.name]
+            kind = PLAIN.get(f.name)
+            if kind is not None:
+                value = kind(**{k: v for k, v in value.items() if k in {x.name for x in dataclasses.fields(kind)}})
+            out[f.name] = value
+        return cls(**out)
+
+    # ---- the plug-ins -----------------------------------------------------------------------------------------------
+
+    def make(self, group: str) -> Any:
+        """The chosen plug-in of a group, made with its settings; for `pins` a list of them.
+
+        Raises:
+            UserError: the plug-in refuses its settings.
+        """
+        if group == "pins":
+            return [_make("pins", "pins", name, settings) for name, settings in self.pins.items()]
+        settings = dict(getattr(self, group))
+        name = settings.pop("name")
+        own = {f.name for f in dataclasses.fields(plugins.find(FOLDERS[group], name))}
+        return _make(group, FOLDERS[group], name, {k: v for k, v in settings.items() if k in own})
+
+    def gate(self) -> str:
+        """`model.gate` with `auto` decided."""
+        if self.model.gate != "auto":
+            return self.model.gate
+        return "comp" if self.scheme.get("n_comp") else "all"
+
+
+PLAIN: dict[str, type] = {"model": ModelConfig, "training": TrainingConfig, "generation": GenerationConfig, "evaluation": EvaluationConfig}
+
+
+def _make(group: str, folder: str, name: str, settings: Mapping[str, Any]) -> Any:
+    try:
+        return plugins.make(folder, name, **settings)
+    except (ValueError, TypeError, LookupError) as e:
+        raise UserError(f"{group}={name}: {e}") from e

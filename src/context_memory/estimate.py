@@ -1,0 +1,45 @@
+"""What a training would be: measured on one real micro-batch, forward and backward, and multiplied."""
+
+from __future__ import annotations
+
+import resource
+import time
+
+import torch
+
+from context_memory import gate
+from context_memory.config import Config
+from context_memory.train import prepare, run_folder
+from context_memory.trainer import Learner
+
+
+def estimate(config: Config) -> str:
+    """A few lines: parameters, rows, tokens, time and memory."""
+    job = prepare(config)
+    lm, learner = job.lm, Learner(job.lm, config.training.loss)
+    learner.train()
+    batches = [job.collate([job.schedule[i]]) for i in range(min(8, len(job.schedule)))]
+    raw = sum(int((b["kind"] == 0).sum()) for b in batches) / len(batches)
+    labels = sum(int((b["labels"] != -100).sum()) for b in batches) / len(batches)
+    rows = sum(b["ids"].shape[0] for b in batches) / len(batches)
+    widest = max(batches, key=lambda b: b["ids"].numel())
+    batch = {k: v.to(lm.device) for k, v in widest.items()}
+    learner(**batch)["loss"].backward()  # the first pass pays for allocations
+    start = time.perf_counter()
+    learner(**batch)["loss"].backward()
+    seconds = (time.perf_counter() - start) * sum(b["ids"].numel() for b in batches) / len(batches) / widest["ids"].numel()
+    peak = torch.cuda.max_memory_allocated() if lm.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    adam = 8 * gate.trainable(lm)
+    micro = len(job.schedule)
+    total = seconds * micro
+    return "\n".join(
+        [
+            f"run         {run_folder(config)}",
+            f"model       {lm.facts}, {lm.base.dtype}, scheme {lm.scheme}, gate {lm.gate}",
+            f"parameters  {gate.trainable(lm):,} trained of {sum(p.numel() for p in lm.parameters()):,}",
+            f"data        {len(job.schedule.rows):,} examples; {micro:,} micro-batches of {rows:.1f} rows, {raw:,.0f} raw tokens, {labels:,.0f} labels",
+            f"steps       {job.steps:,} updates, {raw * micro:,.0f} raw tokens",
+            f"time        {total / 60:.1f} minutes at {raw / seconds:,.0f} raw tokens/s (one micro-batch measured), evaluations not counted",
+            f"memory      {(peak + adam) / 2**30:.2f} GiB at the peak",
+        ]
+    )

@@ -1,0 +1,68 @@
+"""`ccm evaluate`: what an adapter's memory costs and what it keeps, beside the full context and none at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. data=tally evaluation.max_samples=100")] = None,
+    adapter: Annotated[str | None, typer.Option(help="An adapter folder; the same as model.adapter=.")] = None,
+    row: Annotated[list[str] | None, typer.Option(help="One more row: an adapter folder, or name=folder.")] = None,
+    alone: Annotated[bool, typer.Option("--alone", help="Without the rows full and nothing.")] = False,
+    run_id: Annotated[str | None, typer.Option("--run_id", "--run-id", help="Name of the run; the same name goes on.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A YAML file of settings; overrides come after it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to, instead of result/<data>/<run_id>/evaluation.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the folder holds and start anew.")] = False,
+) -> None:
+    """Evaluate an adapter, or a scheme that needs none, on a dataset; rows full and nothing beside it."""
+    from context_memory import report, rows
+
+    given = list(overrides or [])
+    given += [f"run_id={run_id}"] if run_id else []
+    config = rows.configure(given, recipe, adapter or _trained(given, recipe))
+    others = [_other(text, given, recipe) for text in row or []]
+    table = rows.rows_of(config, others, ends=not alone)
+    folder = out or _folder(config)
+    with report.bar() as progress:
+        records = rows.run(table, folder, fresh=fresh, progress=progress)
+    report.publish(records, folder)
+
+
+def _trained(given: list[str], recipe: str | None) -> Path | None:
+    """The adapter that a training of this run_id has left, if no adapter is named."""
+    from context_memory.compose import load
+    from context_memory.train import run_folder
+
+    if any(o.startswith(("model.adapter=", "scheme=full", "scheme=nothing")) for o in given) or recipe:
+        return None
+    config = load(given)
+    place = run_folder(config) / "adapter"
+    return place if config.run_id and place.is_dir() else None
+
+
+def _other(text: str, given: list[str], recipe: str | None):  # type: ignore[no-untyped-def]  # (name, Config)
+    from context_memory import rows
+
+    name, equals, path = text.rpartition("=")
+    rest = [o for o in given if not o.startswith(("model.adapter=", "scheme", "boundary", "pins"))]
+    config = rows.configure(rest, recipe, path)
+    return (name if equals else _name(Path(path))), config
+
+
+def _name(adapter: Path) -> str:
+    """A run folder's `adapter` is called after the run."""
+    where = adapter.resolve()
+    return where.parent.name if where.name == "adapter" else where.name
+
+
+def _folder(config) -> Path:  # type: ignore[no-untyped-def]  # Config
+    """`result/<data>/<run_id>/evaluation`; without a run_id it is called after the adapter."""
+    run_id = config.run_id
+    if not run_id:
+        adapter = config.model.adapter
+        run_id = _name(Path(adapter)) if adapter else f"{Path(config.model.name).name}-{config.scheme['name']}"
+    return Path(config.output) / config.data["name"] / run_id / "evaluation"

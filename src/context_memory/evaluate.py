@@ -1,0 +1,268 @@
+"""Evaluation: any data x scheme -> `predictions.jsonl` and `metrics.json`. Every row of every table runs through these lines.
+
+Items are independent: each is decoded by the one decode loop, its target is run once teacher-forced, and its line is written when
+its batch is done. The same command again keeps the lines that are there; a note of all settings that an answer depends on
+(weights, adapter, scheme, boundary, pins, decoding) refuses to mix them with others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+from context_memory import generate
+from context_memory.attention import implementation_of
+from context_memory.data.base import Dataset
+from context_memory.encode import Encoder
+from context_memory.errors import UserError
+from context_memory.generate import Decoder
+from context_memory.loss import cross_entropy
+from context_memory.metrics import Metrics, Prediction, summarise
+from context_memory.model import CompressedLM
+from context_memory.plan import IGNORE, Plan, layout, stack
+from context_memory.records import Store, facts_of_this_run
+from context_memory.schemes.base import Scheme
+from context_memory.text import Example, Segment
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to evaluate."""
+
+    decode: generate.Settings = field(default_factory=generate.Settings)
+    batch_size: int = 8
+    generate: bool = True
+    likelihood: bool = True
+    """Also the negative log-likelihood of the targets."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
+        if not (self.generate or self.likelihood):
+            raise ValueError("generate and likelihood are both off: there is nothing to evaluate; leave one on.")
+
+
+def evaluate(
+    lm: CompressedLM, encoder: Encoder, dataset: Dataset, examples: Sequence[Example], settings: Settings, folder: str | Path,
+    *, name: str = "", notes: dict[str, Any] | None = None, fresh: bool = False, progress: Progress | None = None,
+) -> Metrics:  # fmt: skip
+    """Answer and score `examples`, in batches of like length; what `folder` holds already is kept.
+
+    Args:
+        name: of the row, for tables; the scheme's if not given.
+        notes: anything else that `metrics.json` should say about this run.
+        fresh: forget what the folder holds.
+
+    Raises:
+        UserError: the folder holds an evaluation with other settings; a batch that does not fit; the scheme should have
+            compressed and never did.
+    """
+    examples = [e if e.id else replace(e, id=str(i)) for i, e in enumerate(examples)]
+    if not examples:
+        raise UserError("no examples to evaluate; is evaluation.max_samples 0, or the split empty?")
+    name = name or lm.scheme.name
+    try:
+        items = [_Item(e, encoder, lm) for e in examples]
+    except ValueError as e:
+        raise UserError(str(e)) from e
+    store = Store(Path(folder), describe(lm, encoder, settings), fresh)
+    done = store.known(examples)
+    order = sorted(range(len(items)), key=lambda i: -items[i].length)  # the longest batch first: what does not fit, shows at once
+    task = progress.add_task(name, total=len(items), completed=len(done), speed="") if progress else None
+    lm.eval()
+    for start in range(0, len(order), settings.batch_size):
+        batch = [items[i] for i in order[start : start + settings.batch_size]]
+        if all(item.example.id in done for item in batch):
+            continue
+        with _fits(settings):
+            lines = _run(lm, encoder, dataset, batch, settings, start, _Ticker(progress, task, len(done), batch))
+        store.add(lines)
+        done |= {line.id: line for line in lines}
+    if progress and task is not None:
+        progress.update(task, completed=len(items))
+    lines = [done[e.id] for e in examples]
+    _must_fire(lm.scheme, items, lines)
+    metrics = summarise(lines, lm.kv_bytes)
+    here = {
+        "kv_bytes": lm.kv_bytes,
+        "batch_size": settings.batch_size,
+        "device": str(lm.device),
+        "threads": torch.get_num_threads(),
+    }
+    store.finish(lines, metrics, {"name": name, "run": {**facts_of_this_run(), **here, **(notes or {})}})
+    return metrics
+
+
+class _Item:
+    """An example, laid out: its prompt, its whole text in one pass, and what a memory of it would weigh."""
+
+    def __init__(self, example: Example, encoder: Encoder, lm: CompressedLM) -> None:
+        self.example = example
+        self.prompt = encoder.prompt(example)
+        segments = encoder.segments(example)
+        self.plan = layout(segments, lm.scheme, lm.positions)
+        given = sum(len(s.ids) for s in segments if not s.target)
+        said = _said(segments, encoder)
+        self.target_tokens = sum(len(s.ids) for s in said) - given
+        self.target_peak = peak_if_said(layout(said, lm.scheme, lm.positions), lm.scheme, given)
+        self.line = Prediction(
+            example.id, example.prompt, example.target, target_peak=self.target_peak, target_tokens=self.target_tokens
+        )
+        self.has_boundary = any(s.compress and s.target for s in segments)
+        self.length = self.plan.shape[1]
+
+
+def _run(
+    lm: CompressedLM, encoder: Encoder, dataset: Dataset, batch: Sequence[_Item], settings: Settings, start: int, ticker: _Ticker
+) -> list[Prediction]:
+    """The lines of one batch."""
+    lines = [i.line for i in batch]
+    if settings.generate:
+        began = time.perf_counter()
+        decoder = Decoder(lm, encoder, [i.prompt for i in batch], replace(settings.decode, seed=settings.decode.seed + start))
+        for _ in decoder.run():
+            ticker.token()
+        seconds = (time.perf_counter() - began) / len(batch)
+        lines = [_answered(i.line, out, seconds, dataset.score(i.example, out.text)) for i, out in zip(batch, decoder.outputs)]
+    if settings.likelihood:
+        sums = likelihoods(lm, [i.plan for i in batch])
+        lines = [replace(line, nll=nll, nll_tokens=n) for line, (nll, n) in zip(lines, sums)]
+    ticker.finish()
+    return lines
+
+
+def _answered(line: Prediction, out: generate.Output, seconds: float, scores: dict[str, float]) -> Prediction:
+    return replace(
+        line, answer=out.text, scores=scores, reason=out.reason, compressions=out.compressions, seconds=seconds,
+        prompt_tokens=out.prompt_tokens, tokens=len(out.ids), peak_kv=out.peak_kv_tokens, mean_kv=out.mean_kv_tokens,
+        peak_reasoning_kv=out.peak_reasoning_kv_tokens, mean_reasoning_kv=out.mean_reasoning_kv_tokens,
+        peak_kv_bytes=out.peak_kv_bytes,
+    )  # fmt: skip
+
+
+@torch.inference_mode()
+def likelihoods(lm: CompressedLM, plans: Sequence[Plan]) -> list[tuple[float, int]]:
+    """For each plan (b = 1): the sum of -log p over its labelled tokens, and how many they are. One masked pass for all."""
+    plan = stack(plans).to(lm.device)
+    hidden = lm.hidden(plan)
+    where = plan.labels != IGNORE
+    vocabulary = int(lm.base.config.vocab_size)
+    sums = [cross_entropy(h[w], labels[w], lm.logits, vocabulary) for h, w, labels in zip(hidden, where, plan.labels)]
+    return [(float(nll), int(n)) for nll, n in zip(sums, where.sum(1))]
+
+
+# ---- what a memory of the target would weigh --------------------------------------------------------------------------------
+
+
+def peak_if_said(plan: Plan, scheme: Scheme, given: int) -> int:
+    """Most entries a layer if the decode loop were to say this plan (b = 1) but its first `given` raw tokens, which do not count.
+
+    The loop holds a closed segment together with its comp tokens and the token after it, for one step; so does this.
+    """
+    t = plan.tokens
+    said = t.raw & (t.raw.cumsum(1) > given)
+    counted = said | ~t.raw
+    alive = torch.zeros_like(said)
+    peak = 0
+    for step in range(int(t.segment.max()) + 1):
+        here = t.segment == step
+        alive |= here & t.raw
+        if not bool((said & here).any()):
+            alive = (alive | here) & scheme.kept(t, torch.tensor([[step]]))
+            continue
+        after = said & (t.segment > step)
+        first = after & (after.cumsum(1) == 1)
+        fold = here & ~t.raw if bool(first.any()) else torch.zeros_like(here)
+        peak = max(peak, int((counted & (alive | fold | first)).sum()))
+        alive = (alive | fold) & scheme.kept(t, torch.tensor([[step]]))
+    return peak
+
+
+def _said(segments: Sequence[Segment], encoder: Encoder) -> list[Segment]:
+    """The segments as a decode loop feeds them: the token that ends an answer is sampled and never fed."""
+    *rest, last = segments
+    if last.ids and last.ids[-1] in encoder.stops:
+        last = replace(last, ids=last.ids[:-1], loss=last.loss[:-1], pins=last.pins[:-1])
+    if last.ids or not rest:
+        return [*rest, last]
+    return [*rest[:-1], replace(rest[-1], compress=rest[-1].compress and not rest[-1].target)]
+
+
+# ---- guards -----------------------------------------------------------------------------------------------------------------
+
+
+def _must_fire(scheme: Scheme, items: Sequence[_Item], lines: Sequence[Prediction]) -> None:
+    """Raises UserError if the scheme hides and nothing was ever compressed: the numbers would be those of `full`."""
+    if not scheme.hides:
+        return
+    answered = [line for line in lines if line.answer is not None]
+    if answered and any(i.has_boundary for i in items) and not any(line.compressions for line in answered):
+        raise UserError(
+            f"not one of {len(answered)} answers was compressed, although scheme '{scheme.name}' forgets and the targets have "
+            "boundaries: no answer ever comes to one. Is the model trained for this data (model.adapter), and is it the boundary "
+            "that the adapter was trained with?"
+        )
+    if not any(item.plan.hides(scheme) for item in items):
+        raise UserError(
+            f"scheme '{scheme.name}' hides no token of any of the {len(items)} targets: this would measure the full context. "
+            "Does the boundary ever end a segment of this data, and do the pins leave anything to forget?"
+        )
+
+
+@contextmanager
+def _fits(settings: Settings) -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as e:
+        raise UserError(f"a batch of {settings.batch_size} does not fit this device; lower evaluation.batch_size. ({e})") from e
+
+
+def describe(lm: CompressedLM, encoder: Encoder, settings: Settings) -> dict[str, Any]:
+    """Everything that an answer depends on, as plain data. Not batch size and threads: they only round differently."""
+    return {
+        "model": {"name": lm.facts.name, "weights": lm.facts.weights} if lm.facts else None,
+        "task": lm.task[1] if lm.task else None,
+        "adapter": lm.card.files if lm.card is not None and lm.peft is not None else None,
+        "dtype": str(lm.base.dtype).removeprefix("torch."),
+        "attention": implementation_of(lm.base),
+        "scheme": _named(lm.scheme),
+        "positions": lm.positions,
+        "gate": lm.gate if lm.peft is not None else None,
+        "boundary": _named(encoder.boundary),
+        "pins": [_named(p) for p in encoder.pins],
+        "chat": encoder.chat,
+        "prompt": encoder.question,
+        "decode": asdict(settings.decode) | {"stop": list(settings.decode.stop)} if settings.generate else None,
+        "likelihood": settings.likelihood,
+    }
+
+
+def _named(plugin: Any) -> dict[str, Any]:
+    fields = asdict(plugin) if is_dataclass(plugin) and not isinstance(plugin, type) else {}
+    return {"name": type(plugin).__module__.rsplit(".", 1)[-1], **fields}
+
+
+class _Ticker:
+    """Moves the bar while a batch is decoded: an item's worth for as many tokens as its target has."""
+
+    def __init__(self, progress: Progress | None, task: Any, done: int, batch: Sequence[_Item]) -> None:
+        self.progress, self.task, self.done, self.rows = progress, task, done, len(batch)
+        self.expected, self.count, self.began = sum(i.target_tokens for i in batch), 0, time.perf_counter()
+
+    def token(self) -> None:
+        self.count += 1
+        if self.progress is not None and self.count % self.rows == 0:
+            part = min(0.95, self.count / max(1, self.expected))
+            speed = f"{self.count / (time.perf_counter() - self.began):.0f} tokens/s"
+            self.progress.update(self.task, completed=self.done + part * self.rows, speed=speed)
+
+    def finish(self) -> None:
+        if self.progress is not None:
+            self.progress.update(self.task, completed=self.done + self.rows)

@@ -1,0 +1,277 @@
+"""What a set of answers comes to: means with 95 % intervals, and paired comparisons on the same items. Pure functions, no model.
+
+Two rows of a table answer the same items, so their difference is far better known than either of them: `versus` pairs item
+by item (McNemar's exact test for right and wrong). Every number of a table is computed here from `predictions.jsonl` alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+Z = 1.959963984540054
+"""Standard normal quantile of a two-sided 95 % interval."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One line of `predictions.jsonl`. Entries are counted a layer; what was not measured is None."""
+
+    id: str
+    prompt: str
+    target: str
+    answer: str | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    reason: str | None = None
+    """Why the answer ended: `eos`, `stop` or `length`."""
+    compressions: int = 0
+    prompt_tokens: int = 0
+    tokens: int = 0
+    """Generated."""
+    peak_kv: int = 0
+    mean_kv: float = 0.0
+    peak_reasoning_kv: int = 0
+    """Without what is held of the prompt verbatim; the current segment and comp tokens included."""
+    mean_reasoning_kv: float = 0.0
+    peak_kv_bytes: int = 0
+    """This row's share of the live buffers at their largest, padding included."""
+    seconds: float = 0.0
+    """Of decoding: the batch's time, divided by its rows."""
+    target_peak: int = 0
+    """Peak reasoning entries if the target were the answer: the memory's size at equal output length."""
+    target_tokens: int = 0
+    """The same without any compression."""
+    nll: float | None = None
+    """Sum over the target's tokens, teacher-forced."""
+    nll_tokens: int = 0
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What makes two predictions answers to the same item."""
+        return self.id, self.prompt, self.target
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> Prediction:
+        """From a parsed line; keys of a later version are left out."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in line.items() if k in known})
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One row of a table by itself."""
+
+    n: int
+    scores: dict[str, Estimate]
+    """`correct` is always there where answers were generated."""
+    nll: float | None
+    """Per target token."""
+    nll_tokens: int
+    peak_reasoning_kv: Estimate | None
+    mean_reasoning_kv: float
+    peak_kv: float
+    mean_kv: float
+    peak_kv_bytes: float
+    """Mean over answers; the largest is `max_kv_bytes`."""
+    max_kv_bytes: int
+    peak_reasoning_bytes: float
+    """Peak reasoning entries times the bytes of one entry."""
+    compressions: float
+    """Per answer."""
+    tokens: float
+    """Per answer."""
+    tokens_per_second: float | None
+    equal_length_ratio: float | None
+    """Peak reasoning entries over those of an uncompressed cache, both on the target."""
+    cut_off: float
+    """Share of answers that ended for want of room (`reason` is length)."""
+
+
+@dataclass(frozen=True)
+class Versus:
+    """A row against the `full` one on the items that both answered."""
+
+    n: int
+    difference: Estimate | None
+    """Of the share that is correct."""
+    p: float | None
+    """McNemar, exact, two-sided."""
+    gained: int
+    lost: int
+    """Items that only this row, and only `full`, answered right."""
+    kv_ratio: float | None
+    """Mean per-answer peak of reasoning entries over `full`'s."""
+    kv_ratio_whole: float | None
+    """The same with the prompt."""
+    nll_difference: float | None
+    """Per target token."""
+    gap_closed: float | None
+    """Share of the NLL gap between `nothing` and `full`, where those are rows of the table."""
+
+
+# ---- intervals and tests ----------------------------------------------------------------------------------------------------
+
+
+def wilson(successes: int, n: int) -> Estimate:
+    """A share with Wilson's score interval: right for small n, and for shares near 0 and 1.
+
+    >>> e = wilson(90, 100)
+    >>> round(e.low, 4), round(e.high, 4)
+    (0.8256, 0.9448)
+    """
+    if n < 1:
+        raise ValueError("a share of no items has no interval; give at least one.")
+    p, z2 = successes / n, Z * Z
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return Estimate(p, max(0.0, centre - half), min(1.0, centre + half), n)
+
+
+def mean(values: Sequence[float]) -> Estimate:
+    """A mean with its normal interval."""
+    n = len(values)
+    middle = sum(values) / n
+    half = Z * math.sqrt(sum((v - middle) ** 2 for v in values) / (n - 1) / n) if n > 1 else math.inf
+    return Estimate(middle, middle - half, middle + half, n)
+
+
+def share(values: Sequence[float]) -> Estimate:
+    """Scores between 0 and 1: Wilson's interval if all are 0 or 1, else the normal one within 0..1."""
+    if all(v in (0, 1) for v in values):
+        return wilson(int(sum(values)), len(values))
+    e = mean(values)
+    return Estimate(e.mean, max(0.0, e.low), min(1.0, e.high), e.n)
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided exact p-value that as many items are gained as lost: a fair coin thrown gained + lost times.
+
+    >>> mcnemar(1, 5)
+    0.21875
+    """
+    n, k = gained + lost, min(gained, lost)
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
+
+
+def paired_difference(gained: int, lost: int, n: int) -> Estimate:
+    """Difference of two paired shares; interval of Agresti and Min (2005, Statistics in Medicine 24), which adds half an item to
+    each cell of the 2 x 2 table, so that two rows that never differ do not get an interval of width 0."""
+    b, c, m = gained + 0.5, lost + 0.5, n + 2
+    centre = (b - c) / m
+    half = Z * math.sqrt(b + c - (b - c) ** 2 / m) / m
+    return Estimate((gained - lost) / n, max(-1.0, centre - half), min(1.0, centre + half), n)
+
+
+# ---- rows -------------------------------------------------------------------------------------------------------------------
+
+
+def summarise(predictions: Sequence[Prediction], kv_bytes: int = 0) -> Metrics:
+    """A row by itself; `kv_bytes` are the bytes of one entry over all layers.
+
+    Raises:
+        ValueError: no predictions.
+    """
+    if not predictions:
+        raise ValueError("nothing to summarise: no item was evaluated.")
+    said = [p for p in predictions if p.answer is not None]
+    names = sorted({name for p in said for name in p.scores}, key=natural)
+    scores = {name: share([p.scores[name] for p in said if name in p.scores]) for name in names}
+    seconds, forced = sum(p.seconds for p in said), [p for p in predictions if p.nll is not None]
+    nll_tokens = sum(p.nll_tokens for p in forced)
+    peak = mean([p.peak_reasoning_kv for p in said]) if said else None
+    full = sum(p.target_tokens for p in predictions)
+    return Metrics(
+        n=len(predictions),
+        scores=scores,
+        nll=sum(p.nll or 0.0 for p in forced) / nll_tokens if nll_tokens else None,
+        nll_tokens=nll_tokens,
+        peak_reasoning_kv=peak,
+        mean_reasoning_kv=_average([p.mean_reasoning_kv for p in said]),
+        peak_kv=_average([p.peak_kv for p in said]),
+        mean_kv=_average([p.mean_kv for p in said]),
+        peak_kv_bytes=_average([p.peak_kv_bytes for p in said]),
+        max_kv_bytes=max((p.peak_kv_bytes for p in said), default=0),
+        peak_reasoning_bytes=peak.mean * kv_bytes if peak else 0.0,
+        compressions=_average([p.compressions for p in said]),
+        tokens=_average([p.tokens for p in said]),
+        tokens_per_second=sum(p.tokens for p in said) / seconds if seconds else None,
+        equal_length_ratio=sum(p.target_peak for p in predictions) / full if full else None,
+        cut_off=_average([p.reason == "length" for p in said]),
+    )
+
+
+def versus(row: Sequence[Prediction], full: Sequence[Prediction], nothing: Sequence[Prediction] = ()) -> Versus:
+    """A row against `full` (and, for the NLL gap, `nothing`), on the items that both have.
+
+    Raises:
+        ValueError: they have no item in common.
+    """
+    other = {p.key: p for p in full}
+    pairs = [(p, other[p.key]) for p in row if p.key in other]
+    if not pairs:
+        raise ValueError("the rows have no item in common; evaluate them on the same data, split and seed.")
+    said = [(a, b) for a, b in pairs if a.answer is not None and b.answer is not None]
+    gained = sum(a.scores["correct"] > b.scores["correct"] for a, b in said)
+    lost = sum(a.scores["correct"] < b.scores["correct"] for a, b in said)
+    lower = {p.key: p for p in nothing}
+    forced = [(a, b, lower.get(a.key)) for a, b in pairs if a.nll is not None and b.nll is not None]
+    difference = _nll([a for a, _, _ in forced]) - _nll([b for _, b, _ in forced]) if forced else None
+    gap = [(a, b, c) for a, b, c in forced if c is not None and c.nll is not None]
+    closed = None
+    if gap:
+        mine, best, worst = (_nll(list(column)) for column in zip(*gap))
+        closed = (worst - mine) / (worst - best) if worst != best else None
+    return Versus(
+        n=len(pairs),
+        difference=paired_difference(gained, lost, len(said)) if said else None,
+        p=mcnemar(gained, lost) if said else None,
+        gained=gained,
+        lost=lost,
+        kv_ratio=_ratio([(a.peak_reasoning_kv, b.peak_reasoning_kv) for a, b in said]),
+        kv_ratio_whole=_ratio([(a.peak_kv, b.peak_kv) for a, b in said]),
+        nll_difference=difference,
+        gap_closed=closed,
+    )
+
+
+def plain(value: Any) -> Any:
+    """A dataclass as what JSON can hold; an interval without bounds becomes null."""
+    tree = asdict(value)
+
+    def clean(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {k: clean(v) for k, v in x.items()}
+        return None if isinstance(x, float) and not math.isfinite(x) else x
+
+    return clean(tree)
+
+
+def _nll(predictions: Sequence[Prediction]) -> float:
+    return sum(p.nll or 0.0 for p in predictions) / sum(p.nll_tokens for p in predictions)
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> float | None:
+    below = sum(b for _, b in pairs)
+    return sum(a for a, _ in pairs) / below if below else None
+
+
+def _average(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def natural(name: str) -> tuple[bool, str, int]:
+    """`correct` first, and `distance_10` after `distance_9`."""
+    word, _, number = name.rpartition("_")
+    return (name != "correct", word, int(number)) if number.isdigit() else (name != "correct", name, 0)

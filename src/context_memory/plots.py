@@ -1,0 +1,89 @@
+"""Plots of evaluated rows: what a memory keeps against what it weighs, and how far back it forgets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from context_memory.report import Line
+
+COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e", "#9498a0")
+DPI = 150
+
+
+def plots(lines: Sequence[Line], folder: Path) -> list[Path]:
+    """Those that these rows have the numbers for."""
+    out: list[Path] = []
+    if any(line.metrics.peak_reasoning_kv for line in lines):
+        out.append(accuracy(lines, folder / "plot.png"))
+    if any(_distances(line) for line in lines):
+        out.append(distances(lines, folder / "distance.png"))
+    return out
+
+
+def accuracy(lines: Sequence[Line], path: Path) -> Path:
+    """Accuracy against the mean peak of reasoning entries, both with 95 % intervals."""
+    figure, axes = _figure()
+    for i, line in enumerate(lines):
+        peak, correct = line.metrics.peak_reasoning_kv, line.metrics.scores.get("correct")
+        if peak is None or correct is None:
+            continue
+        axes.errorbar(
+            peak.mean, 100 * correct.mean, xerr=_reach(peak, 1), yerr=_reach(correct, 100), fmt="o", capsize=3,
+            color=COLOURS[i % len(COLOURS)], label=line.record.name,
+        )  # fmt: skip
+    axes.set(xlabel="peak entries a layer for the reasoning, mean over answers", ylabel="accuracy, %", ylim=(-3, 103))
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False)
+    return _save(figure, path)
+
+
+def distances(lines: Sequence[Line], path: Path) -> Path:
+    """How often a result is taken up d steps later, a line a row."""
+    figure, axes = _figure()
+    for i, line in enumerate(lines):
+        if found := _distances(line):
+            reach = [_reach(e, 100) for _, e in found]
+            both = [[r[k][0] for r in reach] for k in (0, 1)]
+            axes.errorbar(
+                [d for d, _ in found], [100 * e.mean for _, e in found], yerr=both, marker="o", capsize=3,
+                color=COLOURS[i % len(COLOURS)], label=line.record.name,
+            )  # fmt: skip
+    axes.set(xlabel="steps between a result and its use", ylabel="taken up rightly, %", ylim=(-3, 103))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False)
+    return _save(figure, path)
+
+
+def _distances(line: Line) -> list[tuple[int, Any]]:
+    names = [n for n in line.metrics.scores if n.startswith("distance_")]
+    return [(int(n.removeprefix("distance_")), line.metrics.scores[n]) for n in names]
+
+
+def _reach(e: Any, scale: float) -> list[list[float]]:
+    """matplotlib's form of an interval; none where it has no bounds."""
+    below, above = scale * (e.mean - e.low), scale * (e.high - e.mean)
+    return [[max(0.0, below) if below < 1e9 else 0.0], [max(0.0, above) if above < 1e9 else 0.0]]
+
+
+def _figure() -> tuple[Any, Any]:
+    """A figure that belongs to nobody: no global state, no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> Path:
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    figure.savefig(beside, dpi=DPI, format="png")
+    os.replace(beside, path)
+    return path

@@ -1,0 +1,188 @@
+"""The folder of one evaluated row: lines that survive an interruption, and a guard against mixing two settings.
+
+    settings.json          what every line depends on, written first
+    predictions.jsonl      one line an item, in the order of the data; `predictions.partial.jsonl` until all are there
+    metrics.json           what the lines come to, the settings, and how the run was started
+
+Files appear whole: each is written beside its place and renamed. Lines of the partial file are appended batch by batch; one that
+was cut off by a crash is dropped and made again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from context_memory.adapter import write_json
+from context_memory.errors import UserError
+from context_memory.metrics import Metrics, Prediction, plain
+from context_memory.text import Example
+
+SETTINGS, LINES, PARTIAL, METRICS = "settings.json", "predictions.jsonl", "predictions.partial.jsonl", "metrics.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row that was evaluated."""
+
+    name: str
+    folder: Path
+    lines: tuple[Prediction, ...]
+    settings: Mapping[str, Any]
+    run: Mapping[str, Any]
+    kv_bytes: int
+
+    @property
+    def scheme(self) -> str:
+        return str(self.settings["scheme"]["name"])
+
+    @property
+    def ground(self) -> tuple[str, ...]:
+        """What two rows must share to be compared with each other: base weights and the task adapter merged into them."""
+        return tuple(json.dumps(self.settings[k], sort_keys=True) for k in ("model", "task"))
+
+
+class Store:
+    """The folder while it is being filled.
+
+    Raises:
+        UserError: it holds an evaluation with other settings.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], fresh: bool = False) -> None:
+        self.folder, self.settings = folder, json.loads(json.dumps(settings))
+        folder.mkdir(parents=True, exist_ok=True)
+        if fresh:
+            for name in (METRICS, LINES, PARTIAL, SETTINGS):
+                (folder / name).unlink(missing_ok=True)
+        note = folder / SETTINGS
+        theirs = json.loads(note.read_text()) if note.is_file() else self.settings
+        if changed := [k for k in sorted({*theirs, *self.settings}) if theirs.get(k) != self.settings.get(k)]:
+            k = changed[0]
+            raise UserError(
+                f"'{folder}' holds an evaluation with {k} = {_short(theirs.get(k))}, got {_short(self.settings.get(k))}; "
+                "choose another run_id, or say --fresh to forget what is there."
+            )
+        write_json(note, self.settings)
+
+    def known(self, examples: Sequence[Example]) -> dict[str, Prediction]:
+        """The lines that are there already, by id.
+
+        Raises:
+            UserError: lines of other items, or two examples with one id.
+        """
+        wanted = {e.id: e for e in examples}
+        if len(wanted) != len(examples):
+            raise UserError(f"{len(examples)} examples have only {len(wanted)} different ids; give each its own.")
+        lines = {p.id: p for name in (LINES, PARTIAL) for p in read_lines(self.folder / name)}
+        for p in lines.values():
+            e = wanted.get(p.id)
+            if e is None or (e.prompt, e.target) != (p.prompt, p.target):
+                what = "is not asked for now" if e is None else "has another text now"
+                raise UserError(
+                    f"'{self.folder}' holds item '{p.id}', which {what} (other data settings, or fewer samples); "
+                    "choose another run_id, or say --fresh to forget what is there."
+                )
+        return lines
+
+    def add(self, lines: Sequence[Prediction]) -> None:
+        """Append, and push it to the disk."""
+        path = self.folder / PARTIAL
+        torn = path.is_file() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
+        with path.open("a", encoding="utf-8") as out:
+            out.write("\n" * torn + "".join(_line(p) for p in lines))
+            out.flush()
+            os.fsync(out.fileno())
+
+    def finish(self, lines: Sequence[Prediction], metrics: Metrics, notes: Mapping[str, Any]) -> None:
+        """All lines in their order, and what they come to."""
+        beside = self.folder / f".{LINES}.{os.getpid()}.partial"
+        beside.write_text("".join(_line(p) for p in lines), encoding="utf-8")
+        os.replace(beside, self.folder / LINES)
+        (self.folder / PARTIAL).unlink(missing_ok=True)
+        write_json(self.folder / METRICS, {**notes, **plain(metrics), "settings": self.settings})
+
+
+def read_lines(path: Path) -> list[Prediction]:
+    """The whole lines of a file; none if there is no file."""
+    if not path.is_file():
+        return []
+    out: list[Prediction] = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            out.append(Prediction.of(json.loads(text)))
+        except (ValueError, TypeError):
+            continue  # cut off while it was written
+    return out
+
+
+def read(folder: Path) -> Record:
+    """A finished row.
+
+    Raises:
+        UserError: there is none in `folder`, or it is damaged.
+    """
+    try:
+        notes = json.loads((folder / METRICS).read_text())
+        lines = tuple(read_lines(folder / LINES))
+        if len(lines) != notes["n"]:
+            raise UserError(
+                f"'{folder}': {LINES} has {len(lines)} whole lines, {METRICS} counts {notes['n']}; evaluate it again."
+            )
+        return Record(notes["name"], folder, lines, notes["settings"], notes["run"], int(notes["run"].get("kv_bytes", 0)))
+    except FileNotFoundError as e:
+        raise UserError(
+            f"no finished evaluation in '{folder}': {Path(e.filename).name} is missing; run ccm evaluate first."
+        ) from e
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"'{folder}': {METRICS} is damaged ({e}); evaluate it again.") from e
+
+
+def find(folder: Path) -> list[Path]:
+    """The folders of finished rows at or under `folder`, in the order in which they were finished."""
+    found = [p for p in folder.rglob(METRICS) if p.with_name(LINES).is_file()]
+    return [p.parent for p in sorted(found, key=lambda p: p.with_name(LINES).stat().st_mtime_ns)]
+
+
+def facts_of_this_run() -> dict[str, Any]:
+    """How this was started, and from which code."""
+    program = Path(sys.argv[0]).name
+    command = ["ccm" if program in ("cli.py", "__main__.py") else program, *sys.argv[1:]]
+    versions = {name: _version(name) for name in ("context-memory", "torch", "transformers", "peft")}
+    return {"command": shlex.join(command), "commit": _commit(), "versions": versions}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # run from its source
+        return None
+
+
+@lru_cache(maxsize=1)
+def _commit() -> str | None:
+    """The commit of the code, where it runs from a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+def _line(p: Prediction) -> str:
+    return json.dumps(asdict(p), ensure_ascii=False) + "\n"
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 120 else text[:117] + "..."

@@ -1,0 +1,185 @@
+"""Tables and plots of evaluated rows: on the terminal, as markdown, as PNG. Every number comes from the rows' predictions.
+
+A row is compared with the `full` row of the same base weights and task adapter; where a table has none, those columns stay empty.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from context_memory.adapter import write_json
+from context_memory.metrics import Metrics, Versus, natural, plain, summarise, versus
+from context_memory.records import METRICS, Record
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table: by itself, and against `full`."""
+
+    record: Record
+    metrics: Metrics
+    versus: Versus | None
+
+
+def join(records: Sequence[Record]) -> list[Line]:
+    """Pair every row with the `full` and `nothing` rows that it can be compared with."""
+    out: list[Line] = []
+    for r in records:
+        keys = {p.key for p in r.lines}
+        same = [o for o in records if o.ground == r.ground and keys & {p.key for p in o.lines}]
+        full = next((o for o in same if o.scheme == "full"), None)
+        nothing = next((o for o in same if o.scheme == "nothing"), None)
+        against = versus(r.lines, full.lines, nothing.lines if nothing else ()) if full is not None else None
+        out.append(Line(r, summarise(r.lines, r.kv_bytes), against))
+    return out
+
+
+QUALITY = ("row", "n", "accuracy %", "vs full, points", "p", "peak KV", "of full %", "NLL", "gap closed %")
+COST = ("row", "same text %", "mean KV", "with prompt", "MB", "compressions", "tokens", "cut off %", "tokens/s")
+LEGEND = (
+    "peak KV: mean over answers of the most entries a layer, the prompt not counted (with prompt: counted); of full %: over that "
+    "of the full row; gap closed: of the NLL per target token between nothing and full; same text %: peak over that of an "
+    "uncompressed cache, both on the target; MB: live bytes of keys and values at their largest, prompt and padding included; "
+    "compressions, tokens: per answer."
+)
+
+
+def cells(line: Line) -> dict[str, str]:
+    """The texts of a row by column; empty where nothing was measured or nothing can be compared."""
+    m, v = line.metrics, line.versus
+    itself = line.record.scheme == "full"
+    correct, d = m.scores.get("correct"), v.difference if v else None
+    said = correct is not None
+    return {
+        "row": line.record.name,
+        "n": f"{m.n:,}",
+        "accuracy %": f"{100 * correct.mean:.1f} [{100 * correct.low:.1f}, {100 * correct.high:.1f}]" if correct else "",
+        "vs full, points": f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]" if d and not itself else "",
+        "p": _p(v.p) if v and v.p is not None and not itself else "",
+        "peak KV": f"{m.peak_reasoning_kv.mean:.1f}" if m.peak_reasoning_kv else "",
+        "of full %": _percent(v.kv_ratio if v else None),
+        "NLL": f"{m.nll:.4f}" if m.nll is not None else "",
+        "gap closed %": _percent(v.gap_closed if v else None),
+        "same text %": _percent(m.equal_length_ratio),
+        "mean KV": f"{m.mean_reasoning_kv:.1f}" if said else "",
+        "with prompt": f"{m.peak_kv:.1f}" if said else "",
+        "MB": f"{m.peak_kv_bytes / 1e6:.2f}" if said else "",
+        "compressions": f"{m.compressions:.1f}" if said else "",
+        "tokens": f"{m.tokens:.0f}" if said else "",
+        "cut off %": _percent(m.cut_off) if said else "",
+        "tokens/s": f"{m.tokens_per_second:.0f}" if m.tokens_per_second else "",
+    }
+
+
+Grid = tuple[str, list[str], list[dict[str, str]]]
+"""Title, columns, and rows by column."""
+
+
+def grids(lines: Sequence[Line]) -> list[Grid]:
+    """What the rows reach, what that costs, and every other score; columns and tables without a number are left out."""
+    texts = [cells(line) for line in lines]
+    other = [{"row": line.record.name} | {n: f"{100 * e.mean:.1f}" for n, e in line.metrics.scores.items()} for line in lines]
+    names = ["row", *sorted({n for o in other for n in o} - {"row", "correct"}, key=natural)]
+    found: list[Grid] = [("kept", list(QUALITY), texts), ("cost", list(COST), texts), ("other scores, %", names, other)]
+    found = [(title, [c for c in columns if any(r.get(c) for r in rows)], rows) for title, columns, rows in found]
+    return [g for g in found if len(g[1]) > 1]
+
+
+def tables(lines: Sequence[Line]) -> list[Table]:
+    """For the terminal."""
+    out = []
+    for title, columns, rows in grids(lines):
+        t = Table(title=title, title_justify="left")
+        for i, column in enumerate(columns):
+            t.add_column(column, justify="right" if i else "left", no_wrap=True)
+        for row in rows:
+            t.add_row(*(row.get(c, "") for c in columns))
+        out.append(t)
+    return out
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """The same for a file, with the commands that made it."""
+    text = "\n".join(_markdown(columns, [[row.get(c, "") for c in columns] for row in rows]) for _, columns, rows in grids(lines))
+    runs = [line.record.run for line in lines]
+    commands = list(dict.fromkeys(f"`{r['command']}` (commit {r.get('commit')})" for r in runs))
+    return f"{text}\n{LEGEND}\n\n" + "\n".join(commands) + "\n"
+
+
+def publish(records: Sequence[Record], folder: Path) -> list[Line]:
+    """Print the tables; write them, the plots, and the comparison with `full` into the `metrics.json` of each row under `folder`
+    (rows that a table merely quotes stay as they are)."""
+    from context_memory.plots import plots
+
+    lines = join(records)
+    folder.mkdir(parents=True, exist_ok=True)
+    console = terminal()
+    for t in tables(lines):
+        console.print(t)
+    console.print(LEGEND, style="dim", highlight=False)
+    write_text(folder / "table.md", markdown(lines))
+    for line in lines:
+        if folder in line.record.folder.parents:
+            own = line.record.folder / METRICS
+            write_json(own, {**json.loads(own.read_text()), "versus_full": plain(line.versus) if line.versus else None})
+    write_json(folder / "table.json", [_summary(line) for line in lines])
+    written = [folder / "table.md", folder / "table.json", *plots(lines, folder)]
+    console.print("written: " + ", ".join(map(str, written)), soft_wrap=True, highlight=False)
+    return lines
+
+
+def terminal() -> Console:
+    """Where tables go. What is not a terminal has no width of its own, and a table should not be folded to 80 columns there."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def _summary(line: Line) -> dict[str, Any]:
+    r, against = line.record, plain(line.versus) if line.versus else None
+    facts = {"name": r.name, "scheme": r.settings["scheme"], "command": r.run["command"], "commit": r.run.get("commit")}
+    return {**facts, "metrics": plain(line.metrics), "versus_full": against}
+
+
+def bar() -> Progress:
+    """The progress bar of an evaluation, on stderr so that a table can be piped."""
+    return Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True),
+    )  # fmt: skip
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write and rename."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def _percent(x: float | None) -> str:
+    return "" if x is None else f"{100 * x:.1f}"
+
+
+def _p(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,164 @@
+"""The rows of one table: which adapter and scheme each is, and running them one after the other through `evaluate`.
+
+`full` and `nothing` run the model that the adapter was trained on (its task adapter merged, no comp tokens), so a table measures
+the memory and not the task. An adapter brings its configuration along (scheme, boundary, pins, data); what is said on the command
+line comes before it.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from context_memory import adapter as folders
+from context_memory import compose, generate
+from context_memory.config import FOLDERS, Config
+from context_memory.encode import Encoder
+from context_memory.errors import UserError
+from context_memory.evaluate import Settings, evaluate
+from context_memory.loading import load
+from context_memory.model import CompressedLM
+from context_memory.records import Record, read
+from context_memory.text import Example
+
+ENDS = ("full", "nothing")
+"""The schemes that have nothing to train, upper and lower bound of every table."""
+BROUGHT = ("name", "positions", "chat", "prompt")
+"""Settings of `model` that an adapter brings along."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table. `config.model.adapter` and `config.scheme` are this row's."""
+
+    name: str
+    config: Config
+    note: str = ""
+    """Anything to be said beside the name, such as the steps that were trained."""
+
+
+def brought(adapter: str | Path, overrides: Sequence[str] = ()) -> list[str]:
+    """The configuration that an adapter brings along, as overrides: all but what belongs to a group that is chosen anew."""
+    tree = folders.read_card(adapter).config
+    chosen = {o.partition("=")[0] for o in overrides}
+    out = [f"model.{k}={_text(tree['model'][k])}" for k in BROUGHT if k in tree.get("model", {})]
+    for group in FOLDERS:
+        settings = tree.get(group) or {}
+        if group in chosen or not settings:
+            continue
+        if group == "pins":
+            out.append(f"pins=[{','.join(settings)}]")
+            out += [f"pins.{n}.{k}={_text(v)}" for n, s in settings.items() for k, v in s.items()]
+        else:
+            out.append(f"{group}={settings['name']}")
+            out += [f"{group}.{k}={_text(v)}" for k, v in settings.items() if k != "name"]
+    return out
+
+
+def configure(overrides: Sequence[str], recipe: str | None = None, adapter: str | Path | None = None) -> Config:
+    """Defaults, what the adapter (`model.adapter`, if it is not given apart) brings along, the recipe, the overrides.
+
+    Raises:
+        UserError: see `compose.load`; no such adapter.
+    """
+    first = compose.read_recipe(recipe) if recipe else []
+    every = [*first, *overrides]
+    named = [v for o in every for k, _, v in [o.partition("=")] if k == "model.adapter" and v not in ("null", "")]
+    adapter = adapter or (named[-1] if named else None)
+    if adapter is None:
+        return compose.load(overrides, recipe)
+    rest = [o for o in every if not o.startswith("model.adapter=")]
+    return compose.load([*brought(adapter, every), *rest, f"model.adapter={_text(str(adapter))}"])
+
+
+def rows_of(config: Config, others: Sequence[tuple[str, Config]] = (), ends: bool = True) -> list[Row]:
+    """`full`, the configuration's own row, the other ones, `nothing`."""
+    own = config.scheme["name"]
+    named = [*others] if own in ENDS and others else [(own, config), *others]
+    out = [Row(name, c) for name, c in named]
+    if ends:
+        full, nothing = (Row(end, replace(config, scheme={"name": end, "n_comp": 0})) for end in ENDS)
+        out = [full, *(r for r in out if r.name not in ENDS), nothing]
+    if len({r.name for r in out}) != len(out):
+        raise UserError(f"two rows have one name: {', '.join(r.name for r in out)}; name them, as in --row mine=FOLDER.")
+    return out
+
+
+def load_row(config: Config) -> CompressedLM:
+    """The model of a row.
+
+    Raises:
+        UserError: a scheme with comp tokens and no compression adapter; see also `loading.load`.
+    """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a second bar within ours
+    m, scheme = config.model, config.make("scheme")
+    card = folders.read_card(m.adapter) if m.adapter else None
+    if scheme.n_comp and (card is None or card.is_task):
+        what = f"'{m.adapter}' is a task adapter" if card else "no adapter was given"
+        raise UserError(
+            f"scheme '{scheme.name}' needs a compression adapter and {what}; give one, model.adapter=FOLDER, "
+            f"or train one: ccm train scheme={scheme.name}. (scheme=full and scheme=nothing need none.)"
+        )
+    try:
+        return load(m.name, m.adapter, scheme=scheme, dtype=m.dtype, attn_implementation=m.attn_implementation)
+    except ValueError as e:
+        raise UserError(str(e)) from e
+
+
+def examples_of(config: Config) -> list[Example]:
+    """The examples that a configuration evaluates.
+
+    Raises:
+        UserError: the dataset has no such split, or something is wrong with its source.
+    """
+    e, limits = config.evaluation, [config.evaluation.max_samples, config.data.get("max_eval_samples")]
+    try:
+        found = config.make("data").examples(e.split)
+        return list(found[: min([len(found), *(n for n in limits if n is not None)])])
+    except (ValueError, ImportError, OSError) as error:
+        raise UserError(f"data={config.data['name']}: {error}") from error
+
+
+def run(
+    rows: Sequence[Row], folder: Path, *, likelihood: bool = True, fresh: bool = False, progress: Progress | None = None,
+    notes: dict[str, Any] | None = None,
+) -> list[Record]:  # fmt: skip
+    """Evaluate every row on the data of the first one; each has its folder under `folder`."""
+    first = rows[0].config
+    examples, dataset = examples_of(first), first.make("data")
+    out: list[Record] = []
+    for row in rows:
+        c, g = row.config, first.generation
+        decode = generate.Settings(g.max_new_tokens, g.temperature, g.top_p, g.seed)
+        settings = Settings(decode, first.evaluation.batch_size, first.evaluation.generate, likelihood)
+        lm = load_row(c)
+        encoder = Encoder(lm.tokenizer, c.make("boundary"), c.make("pins"), chat=c.model.chat, prompt=c.model.prompt)
+        said = {"data": first.data, "split": first.evaluation.split, "seed": g.seed, "note": row.note, **(notes or {})}
+        place = folder / slug(row.name)
+        evaluate(lm, encoder, dataset, examples, settings, place, name=row.name, notes=said, fresh=fresh, progress=progress)
+        out.append(read(place))
+        del lm
+        gc.collect()  # a model holds itself through its hooks; the next one should not stand beside it
+    return out
+
+
+def slug(name: str) -> str:
+    """A row's name as a folder's.
+
+    >>> slug("just trained (60 steps)")
+    'just-trained-60-steps'
+    """
+    return "-".join("".join(c if c.isalnum() or c in "._" else " " for c in name).split()) or "row"
+
+
+def _text(value: object) -> str:
+    import json
+
+    return "null" if value is None else json.dumps(value) if isinstance(value, str) else str(value)

@@ -1,0 +1,46 @@
+"""A whole model in a folder, small enough for a test: a random llama and a tokenizer of single characters, with chat roles."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character; three special ones for the roles and one that ends a turn."""
+    special = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+    letters = sorted(set(string.printable) - set("\r\x0b\x0c"))
+    vocabulary = {token: i for i, token in enumerate([*special, *letters, "\N{REPLACEMENT CHARACTER}"])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="\N{REPLACEMENT CHARACTER}"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    core.decoder = decoders.Fuse()
+    out = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>", pad_token="<|end|>")
+    out.add_special_tokens({"additional_special_tokens": special[1:]})
+    out.chat_template = TEMPLATE
+    return out
+
+
+def folder(at: Path, seed: int = 0) -> Path:
+    """Write the model and its tokenizer to `at`."""
+    torch.manual_seed(seed)
+    words = tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=4096, eos_token_id=0, bos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 2:
+                p.normal_(std=0.3)  # so that random answers differ from each other
+    model.save_pretrained(at)
+    words.save_pretrained(at)
+    return at

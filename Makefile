@@ -20,8 +20,7 @@ test: .venv
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
 
 lint: .venv
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+	@failed=0; $(BIN)/ruff check . || failed=1; $(BIN)/mypy || failed=1; exit $$failed
 
 quickstart: .venv
 	$(BIN)/ccm quickstart $(ARGS)

@@ -5,7 +5,8 @@
     ccm.json                                         format, hashes (base weights, task adapter, these files), the configuration
 
 A folder is written beside its place and renamed, so it is there whole or not at all. A task adapter (an ordinary LoRA,
-scheme=full) is merged into the base before a compression adapter is attached; the card says which one, and by relative path where.
+scheme=full) is merged into the base before a compression adapter is attached; the card says which one it was, and where it
+stands as seen from the folder.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Card:
     @property
     def is_task(self) -> bool:
         """Whether this is an ordinary LoRA on the full context, to be merged."""
-        return self.gate == "all" and not self.scheme.get("n_comp")
+        return self.scheme.get("name") == "full"
 
 
 def sha256(path: Path) -> str:
@@ -172,7 +173,9 @@ def read_card(folder: str | Path) -> Card:
         tree = json.loads((folder / CARD).read_text())
         base, task = Base(**tree.pop("base")), tree.pop("task")
         if tree.get("format") != FORMAT:
-            raise UserError(f"adapter '{folder}' has format {tree.get('format')}, this version reads {FORMAT}; update context-memory.")
+            raise UserError(
+                f"adapter '{folder}' has format {tree.get('format')}, this version reads {FORMAT}; update context-memory."
+            )
         card = Card(base=base, task=Task(**task) if task else None, **tree)
     except FileNotFoundError:
         raise UserError(f"adapter '{folder}' has no {CARD}: it is not an adapter of this library, or not whole.") from None
@@ -182,7 +185,9 @@ def read_card(folder: str | Path) -> Card:
         if not (folder / name).is_file():
             raise UserError(f"adapter '{folder}' has no {name}, which its {CARD} lists; get the folder again.")
         if (got := sha256(folder / name)) != want:
-            raise UserError(f"adapter '{folder}': {name} is truncated or changed (sha256 {got[:12]}, expected {want[:12]}); get it again.")
+            raise UserError(
+                f"adapter '{folder}': {name} is truncated or changed (sha256 {got[:12]}, expected {want[:12]}); get it again."
+            )
     if missing := [n for n in (LORA, LORA_CONFIG) if n not in card.files]:
         raise UserError(f"adapter '{folder}': {CARD} does not list {', '.join(missing)}; get the folder again.")
     return card
@@ -195,7 +200,7 @@ def check_base(folder: str | Path, card: Card, base: Base) -> None:
         raise UserError(f"adapter '{folder}' was trained on {mine}, got {base}.")
     if mine.weights != base.weights:
         raise UserError(
-            f"adapter '{folder}' was trained on {mine} with weights {mine.weights[:20]}, got {base} with weights {base.weights[:20]}: "
+            f"adapter '{folder}' was trained on {mine}, weights {mine.weights[:20]}, got {base}, weights {base.weights[:20]}: "
             "same shape, other numbers. Load the model that it was trained on."
         )
 

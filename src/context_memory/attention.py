@@ -18,6 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
+from context_memory.errors import InputError
 from context_memory.plan import Mix
 
 IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention", "flash_attention_2")
@@ -58,9 +59,9 @@ def use(model: nn.Module, implementation: str, mixes: bool) -> None:
         ImportError: flash attention that is not installed.
     """
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"attn_implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}.")
+        raise InputError(f"attn_implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}.")
     if mixes and implementation == "flash_attention_2":
-        raise ValueError("flash_attention_2 cannot fill memory slots; use attn_implementation=sdpa for a scheme that merges.")
+        raise InputError("flash_attention_2 cannot fill memory slots; use attn_implementation=sdpa for a scheme that merges.")
     name = implementation
     if mixes:
         name = PREFIX + implementation
@@ -90,7 +91,7 @@ def form(mask: Tensor, implementation: str, dtype: torch.dtype) -> Any:
 
         b, q, k = mask.shape
         return create_block_mask(lambda b, h, i, j: mask[b, i, j], b, None, q, k, device=str(mask.device))
-    raise ValueError(
+    raise InputError(
         f"{implementation} takes no mask that hides forgotten tokens: it serves scheme=full and plain unpadded text; "
         "use attn_implementation=sdpa."
     )

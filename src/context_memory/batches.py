@@ -39,7 +39,9 @@ class Left:
 class Rows:
     """Examples as segments, encoded when first asked for."""
 
-    def __init__(self, examples: Sequence[Example], encoder: Encoder, scheme: Scheme, positions: str, supervise: str, max_tokens: int) -> None:
+    def __init__(
+        self, examples: Sequence[Example], encoder: Encoder, scheme: Scheme, positions: str, supervise: str, max_tokens: int
+    ) -> None:
         self.examples, self.encoder, self.scheme, self.positions = examples, encoder, scheme, positions
         self.supervise, self.max_tokens = supervise, max_tokens
         self.left = Left()
@@ -76,6 +78,10 @@ class Rows:
             return layout(found[0], self.scheme, self.positions, supervise=self.supervise)
         except ValueError as e:
             raise UserError(f"example '{self.examples[index].id or index}' does not fit scheme '{self.scheme.name}': {e}") from e
+
+    def stacked(self, batch: list[Row]) -> Plan:
+        """A micro-batch laid out."""
+        return _stacked([[self.plan(i) for i in row] for row in batch])
 
     def teacher(self, index: int) -> Plan:
         """The example in the full context, with the same labels in the same order (b = 1)."""
@@ -180,9 +186,11 @@ class Collate:
 
     def __call__(self, items: Sequence[list[Row]]) -> dict[str, Tensor]:
         batch = [row for item in items for row in item]
-        out = to_tensors(_stacked([[self.rows.plan(i) for i in row] for row in batch]))
+        out = to_tensors(self.rows.stacked(batch))
         if self.teacher:
-            out |= {f"teacher_{k}": v for k, v in to_tensors(_stacked([[self.rows.teacher(i) for i in row] for row in batch])).items()}
+            out |= {
+                f"teacher_{k}": v for k, v in to_tensors(_stacked([[self.rows.teacher(i) for i in row] for row in batch])).items()
+            }
         return out
 
 

@@ -14,7 +14,13 @@ from context_memory.errors import UserError
 
 def assemble() -> typer.Typer:
     """The Typer app with every command."""
-    app = typer.Typer(name="ccm", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Compressed memory for language models.")
+    app = typer.Typer(
+        name="ccm",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        help="Compressed memory for language models.",
+    )
     for name in sorted(m.name for m in pkgutil.iter_modules(commands.__path__) if not m.name.startswith("_")):
         module = importlib.import_module(f"context_memory.commands.{name}")
         if hasattr(module, "app"):

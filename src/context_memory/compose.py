@@ -1,4 +1,4 @@
-"""`key=value` and recipes -> `Config`, through Hydra's compose API. Every slip of a person is a `UserError` that says what there is.
+"""`key=value` and recipes -> `Config`, through Hydra's compose API. A person's slip is a `UserError` that says what there is.
 
 Only the plug-ins that are chosen are imported: a broken or optional one harms nobody else.
 """
@@ -31,10 +31,11 @@ CHOICES = {
     "evaluation.split": ("train", "validation", "test"),
 }
 AT_LEAST: dict[str, float] = {
-    "model.lora_r": 1, "training.max_steps": 1, "training.tokens_per_batch": 1, "training.batch_size": 1, "training.accumulate": 1,
-    "training.max_tokens": 2, "training.tokens_per_row": 2, "training.eval_steps": 1, "training.save_steps": 1, "training.log_steps": 1,
-    "training.lr": 0, "training.patience": 0, "training.eval_samples": 0, "training.epochs": 0, "generation.max_new_tokens": 1,
-    "evaluation.batch_size": 1, "data.train_ratio": 0,
+    "model.lora_r": 1, "training.max_steps": 1, "training.tokens_per_batch": 1, "training.batch_size": 1,
+    "training.accumulate": 1, "training.max_tokens": 2, "training.tokens_per_row": 2, "training.eval_steps": 1,
+    "training.save_steps": 1, "training.log_steps": 1, "training.lr": 0, "training.warmup": 0, "training.patience": 0,
+    "training.eval_samples": 0, "training.epochs": 0, "generation.max_new_tokens": 1, "evaluation.batch_size": 1,
+    "data.train_ratio": 0, "data.max_train_samples": 1, "data.max_eval_samples": 0,
 }  # fmt: skip
 
 
@@ -61,7 +62,9 @@ def read_recipe(path: str | Path) -> list[str]:
 
     file = Path(path)
     if not file.is_file():
-        found = ", ".join(sorted(p.name for p in (file.parent if file.parent.is_dir() else Path("recipes")).glob("*.yaml"))) or "none"
+        found = (
+            ", ".join(sorted(p.name for p in (file.parent if file.parent.is_dir() else Path("recipes")).glob("*.yaml"))) or "none"
+        )
         raise UserError(f"no recipe at '{path}'; there are: {found}.")
     try:
         tree = yaml.safe_load(file.read_text()) or {}
@@ -72,7 +75,10 @@ def read_recipe(path: str | Path) -> list[str]:
     out: list[str] = []
     for key, value in tree.items():
         if key == "pins" and isinstance(value, dict):
-            out += [f"pins=[{','.join(value)}]", *(f"pins.{n}.{k}={_text(v)}" for n, s in value.items() for k, v in (s or {}).items())]
+            out += [
+                f"pins=[{','.join(value)}]",
+                *(f"pins.{n}.{k}={_text(v)}" for n, s in value.items() for k, v in (s or {}).items()),
+            ]
         elif isinstance(value, dict):
             out += [f"{key}={v}" if k == "name" and key in FOLDERS else f"{key}.{k}={_text(v)}" for k, v in value.items()]
         else:
@@ -124,7 +130,7 @@ def _compose(overrides: Sequence[str], groups: Mapping[str, list[str]]) -> dict[
             package = f"pins.{name}" if group == "pins" else group
             store.store(group=group, name=name, node=_node(group, name), package=package)
     single = [{group: names[0]} for group, names in groups.items() if group != "pins" and names]
-    root = {"defaults": [*single, {"pins": list(groups["pins"])}, "_self_"], "pins": {}, **{k: v for k, v in _statics().items()}}
+    root = {"defaults": [*single, {"pins": list(groups["pins"])}, "_self_"], "pins": {}, **_statics()}
     store.store(name="ccm", node=root)
     settings = [o for o in overrides if o.partition("=")[0] not in FOLDERS]
     try:
@@ -138,7 +144,11 @@ def _compose(overrides: Sequence[str], groups: Mapping[str, list[str]]) -> dict[
 
 
 def _statics() -> dict[str, Any]:
-    return {f.name: (f.default if f.default is not MISSING else PLAIN[f.name]()) for f in dataclasses.fields(Config) if f.name not in FOLDERS}
+    return {
+        f.name: (f.default if f.default is not MISSING else PLAIN[f.name]())
+        for f in dataclasses.fields(Config)
+        if f.name not in FOLDERS
+    }
 
 
 def _node(group: str, name: str) -> Any:
@@ -155,7 +165,11 @@ def _node(group: str, name: str) -> Any:
         raise UserError(f"{group}={name} needs a package that is not installed: {e}.") from e
     hints = typing.get_type_hints(kind)
     fields = [(f.name, hints[f.name], f) for f in dataclasses.fields(kind)]
-    extras = [(f.name, typing.get_type_hints(DataExtras)[f.name], f) for f in dataclasses.fields(DataExtras)] if group == "data" else []
+    extras = (
+        [(f.name, typing.get_type_hints(DataExtras)[f.name], f) for f in dataclasses.fields(DataExtras)]
+        if group == "data"
+        else []
+    )
     own = {f[0] for f in fields}
     table: list[Any] = [] if group == "pins" else [("name", str, field(default=name))]
     for key, hint, f in [*fields, *(x for x in extras if x[0] not in own)]:

@@ -1,7 +1,7 @@
 """The configuration: typed data, overridden with `key=value`, saved with the weights.
 
 Groups `data`, `scheme`, `boundary` and `pins` are the folders of plug-ins: a setting of a group is a field of the plug-in's
-dataclass, so a new file is a new choice. What a person can get wrong (a key, a value, a name) is a `UserError` that says what there is.
+dataclass, so a new file is a new choice.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class DataExtras:
 
 @dataclass
 class Config:
-    """The whole of it. Groups of plug-ins are plain mappings: `{"name": "concat", "n_comp": 2, ...}`; pins map name -> settings."""
+    """The whole of it. Groups of plug-ins are plain mappings, `{"name": "concat", "n_comp": 2, ...}`; pins map name -> settings."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: dict[str, Any] = field(default_factory=dict)
@@ -163,7 +163,12 @@ class Config:
         return "comp" if self.scheme.get("n_comp") else "all"
 
 
-PLAIN: dict[str, type] = {"model": ModelConfig, "training": TrainingConfig, "generation": GenerationConfig, "evaluation": EvaluationConfig}
+PLAIN: dict[str, type] = {
+    "model": ModelConfig,
+    "training": TrainingConfig,
+    "generation": GenerationConfig,
+    "evaluation": EvaluationConfig,
+}
 
 
 def _make(group: str, folder: str, name: str, settings: Mapping[str, Any]) -> Any:

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from context_memory.boundaries.base import Boundary
+from context_memory.errors import InputError
 from context_memory.pins.base import Piece, Pin, flags
 from context_memory.text import Example, Segment
 
@@ -58,7 +59,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, boundary: Boundary, pins: Sequence[Pin] = (), chat: bool = True, prompt: str = "keep") -> None:
         if prompt not in PROMPTS:
-            raise ValueError(f"prompt must be one of {', '.join(PROMPTS)}, got {prompt!r}; to keep the question for good add pins=prompt.")
+            raise InputError(f"prompt must be one of {', '.join(PROMPTS)}, got {prompt!r}; to keep the question for good add pins=prompt.")
         self.tokenizer, self.boundary, self.pins, self.chat, self.question = tokenizer, boundary, tuple(pins), chat, prompt
         self._pieces: dict[int, str] = {}
 
@@ -139,7 +140,7 @@ class Encoder:
     def _asked(self, example: Example) -> str:
         for i, segment in enumerate(example.context):
             if not segment:
-                raise ValueError(f"context segment {i} of example '{example.id}' is empty; leave it out or write some text.")
+                raise InputError(f"context segment {i} of example '{example.id}' is empty; leave it out or write some text.")
         return self.roles.head + "".join(f"{c}\n" for c in example.context) + example.prompt + self.roles.answer
 
     def _given(self, example: Example, ids: list[int]) -> list[Segment]:

@@ -11,6 +11,10 @@ class UserError(Exception):
     """Something given to us is wrong, or something outside of us is missing."""
 
 
+class InputError(UserError, ValueError):
+    """A value that cannot be used. To Python it is the ValueError that a library's user expects."""
+
+
 class ModelError(UserError):
     """A model cannot be had, or its files are not what they should be."""
 

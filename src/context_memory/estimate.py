@@ -28,7 +28,11 @@ def estimate(config: Config) -> str:
     start = time.perf_counter()
     learner(**batch)["loss"].backward()
     seconds = (time.perf_counter() - start) * sum(b["ids"].numel() for b in batches) / len(batches) / widest["ids"].numel()
-    peak = torch.cuda.max_memory_allocated() if lm.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if lm.device.type == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     adam = 8 * gate.trainable(lm)
     micro = len(job.schedule)
     total = seconds * micro

@@ -3,8 +3,9 @@
 Kim et al. 2024, section 3.2: y = W x + 1[x is a comp token] * (alpha / r) * B A x.
 
 Seam: peft 0.21, `LoraLayer.lora_variant`, the table through which PEFT's own variants (DoRA, ...) replace the vanilla sum;
-and transformers 5.23, which hands unknown keyword arguments down to every decoder layer. A hook on the layer takes
-`lora_gate` out of its arguments, so that whatever replays the layer (gradient checkpointing) brings the gate along.
+and transformers 5.23, which hands unknown keyword arguments down to the attention of every decoder layer. A hook there reads
+`lora_gate`, so that a layer that is run again brings its gate along. (A hook on the layer itself would not do: gradient
+checkpointing replays the layer's `forward` without its hooks.)
 """
 
 from __future__ import annotations
@@ -56,15 +57,18 @@ class GatedLora(LoraVariant):
         return result.view(-1, result.shape[-1]).index_add_(0, gate.index, delta).view_as(result)
 
 
-def install(layers: Iterable[nn.Module], adapter_name: str = "default") -> None:
-    """Make the PEFT LoRA of these decoder layers conditional on the `lora_gate` keyword argument of each call."""
+def install(layers: Iterable[nn.Module], adapter_name: str = "default", attention: str = "self_attn") -> None:
+    """Make the PEFT LoRA of these decoder layers conditional on the `lora_gate` keyword argument of each call.
+
+    `attention` is the child that gets the keyword arguments; it runs before every other module of its layer that has a LoRA.
+    """
     for layer in layers:
         seat = Seat()
         for module in layer.modules():
             if isinstance(module, LoraLayer) and adapter_name in module.lora_A:
                 module.lora_variant[adapter_name] = GatedLora(seat)
                 module.cast_input_dtype_enabled = False  # PEFT would cast every row, gated or not
-        layer.register_forward_pre_hook(_sit(seat), with_kwargs=True)
+        layer.get_submodule(attention).register_forward_pre_hook(_sit(seat), with_kwargs=True)
         layer.register_forward_hook(_rise(seat), always_call=True)
 
 

@@ -17,6 +17,7 @@ from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from context_memory.boundaries.base import Step
 from context_memory.encode import Encoder
+from context_memory.errors import InputError
 from context_memory.memory import SLACK, Memory
 from context_memory.plan import RAW, Column, boundary_columns, build
 from context_memory.text import Segment
@@ -45,9 +46,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}.")
+            raise InputError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}.")
         if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"temperature must be at least 0 and top_p in (0, 1], got {self.temperature} and {self.top_p}.")
+            raise InputError(f"temperature must be at least 0 and top_p in (0, 1], got {self.temperature} and {self.top_p}.")
 
     @classmethod
     def of(cls, **options: Any) -> Settings:
@@ -58,7 +59,7 @@ class Settings:
         """
         for name, reason in REFUSED.items():
             if options.pop(name, None) not in (None, 1, 1.0, 0):
-                raise ValueError(f"{name} is not supported with a compressed memory: {reason}.")
+                raise InputError(f"{name} is not supported with a compressed memory: {reason}.")
         if options.pop("do_sample", True) is False:
             options["temperature"] = 0.0
         return cls(**options)
@@ -113,7 +114,7 @@ class Decoder:
         self, lm: CompressedLM, encoder: Encoder, prompts: Sequence[Sequence[Segment]], settings: Settings, memory: Memory | None = None
     ) -> None:
         if not prompts:
-            raise ValueError("no prompts to answer; give at least one.")
+            raise InputError("no prompts to answer; give at least one.")
         self.lm, self.encoder, self.settings, self.prompts = lm, encoder, settings, prompts
         self.memory = memory if memory is not None else lm.memory(len(prompts))
         self.outputs = [Output() for _ in prompts]
@@ -201,7 +202,7 @@ class Decoder:
             if row.closed:
                 self._pin(lane, row)
                 if scheme.max_steps is not None and step >= scheme.max_steps:
-                    raise ValueError(
+                    raise InputError(
                         f"scheme '{scheme.name}' compresses at most {scheme.max_steps} time(s) and the answer came to another boundary; "
                         "use boundary=turn, or a scheme that goes on."
                     )

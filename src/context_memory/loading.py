@@ -26,7 +26,7 @@ from context_memory.schemes.base import Scheme
 def load(
     name: str, adapter: str | Path | None = None, *, scheme: Scheme | None = None, dtype: str | torch.dtype = "bfloat16",
     attn_implementation: str = "sdpa", lora: LoraConfig | None = None, positions: str | None = None, gate: str | None = None,
-    device: str | torch.device | None = None,
+    device: str | torch.device | None = None, merged: bool = True,
 ) -> CompressedLM:  # fmt: skip
     """A model by name, with an adapter if one is given.
 
@@ -35,50 +35,77 @@ def load(
     Args:
         scheme: instead of the adapter's (`full` and `nothing` run the same merged base without the adapter).
         lora: attach a fresh adapter, for training.
+        merged: False keeps a task adapter apart, to go on training it.
 
     Raises:
         UserError: no such model or adapter; an adapter of another model; a damaged one; a scheme that does not fit it.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from context_memory.fetch import get
 
     folder = get(name)
-    card = folders.read_card(adapter) if adapter is not None else None
-    task = _task(Path(adapter), card) if adapter is not None and card is not None else None
+    place = None if adapter is None else Path(adapter)
+    card = None if place is None else folders.read_card(place)
+    task = None if place is None or card is None or not (merged or not card.is_task) else _task(place, card)
     wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32 if task else wanted)
-    facts = folders.describe(name, folder, base.config)
-    if card is not None:
-        folders.check_base(str(adapter), card, facts)
+    base, facts = _base(name, folder, torch.float32 if task else wanted)
+    for where in {place, task} - {None}:
+        folders.check_base(str(where), folders.read_card(where), facts)  # type: ignore[arg-type]
     if task is not None:
-        if task != Path(str(adapter)):
-            folders.check_base(task, folders.read_card(task), facts)
         base = merge(base, task)
         cast(base, wanted)
     if device is not None:
         base = base.to(device)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     chosen = scheme or _scheme(card)
-    settings: dict[str, Any] = {"attn_implementation": attn_implementation}
-    attaches = card is not None and not card.is_task and (chosen.n_comp > 0 or card.gate == "all") and lora is None
-    if attaches:
-        assert card is not None and adapter is not None
-        if chosen.n_comp != card.scheme.get("n_comp", 0):
-            raise UserError(f"adapter '{adapter}' has {card.scheme.get('n_comp', 0)} comp tokens, the scheme wants {chosen.n_comp}; use scheme.n_comp={card.scheme.get('n_comp', 0)}.")  # fmt: skip
-        lora = LoraConfig.from_pretrained(str(adapter))
-        settings |= {"positions": positions or card.positions, "gate": gate or card.gate}
-    else:
-        settings |= {"positions": positions or (card.positions if card else "skip"), "gate": gate or ("comp" if chosen.n_comp else "all")}
+    attached = None
+    if place is not None and card is not None and lora is None and _belongs(place, card, chosen, merged):
+        attached, lora = place, LoraConfig.from_pretrained(str(place))
+    of = card if attached is not None else None
+    gate = gate or (of.gate if of else "comp" if chosen.n_comp else "all")
+    positions = positions or (card.positions if card else "skip")
     try:
-        lm = CompressedLM(base, tokenizer, chosen, lora=lora, **settings)
+        lm = CompressedLM(
+            base, AutoTokenizer.from_pretrained(folder), chosen, lora=lora, gate=gate, positions=positions,
+            attn_implementation=attn_implementation,
+        )  # fmt: skip
     except (ValueError, LookupError) as e:
         raise UserError(str(e.args[0])) from e
-    if attaches:
-        _fill(lm, Path(str(adapter)))
+    if attached is not None:
+        _fill(lm, attached)
     lm.facts, lm.card = facts, card
     lm.task = None if task is None else (task, folders.sha256(task / folders.LORA))
     return lm.eval()
+
+
+def _base(name: str, folder: Path, dtype: torch.dtype) -> tuple[Any, Base]:
+    """The plain model, and which one it is."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    return base, folders.describe(name, folder, base.config)
+
+
+def _belongs(adapter: Path, card: Card, scheme: Scheme, merged: bool) -> bool:
+    """Whether the adapter is to be attached for this scheme.
+
+    Raises:
+        UserError: another number of comp tokens than it was trained with.
+    """
+    if card.is_task:
+        return not merged
+    if not scheme.n_comp and scheme.name != card.scheme["name"]:
+        return False
+    if scheme.n_comp != (have := card.scheme.get("n_comp", 0)):
+        raise UserError(f"adapter '{adapter}' has {have} comp token(s), the scheme {scheme.n_comp}; use scheme.n_comp={have}.")
+    return True
 
 
 def merge(base: nn.Module, task: Path) -> nn.Module:
@@ -100,18 +127,25 @@ def cast(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def build(config: Config) -> CompressedLM:
-    """The model that a configuration trains: the base (with its task adapter merged) and an adapter, fresh or gone on with."""
+    """The model that a configuration trains: the base (with its task adapter merged) and an adapter, fresh or gone on with.
+
+    `model.adapter` names a task adapter to build on, or an adapter of the same kind to go on with.
+    """
     m, scheme = config.model, config.make("scheme")
     card = folders.read_card(m.adapter) if m.adapter else None
-    goes_on = card is not None and not card.is_task
-    lora = None if goes_on else LoraConfig(
+    goes_on = card is not None and card.is_task == (scheme.name == "full")
+    lora = LoraConfig(
         r=m.lora_r, lora_alpha=m.lora_alpha, lora_dropout=m.lora_dropout, target_modules=targets(config), task_type="CAUSAL_LM"
     )  # fmt: skip
     torch.manual_seed(config.training.seed)
-    lm = load(
-        m.name, m.adapter, scheme=scheme, dtype=m.dtype, attn_implementation=m.attn_implementation, lora=lora,
-        positions=m.positions, gate=config.gate(),
-    )  # fmt: skip
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else None
+    try:
+        lm = load(
+            m.name, m.adapter, scheme=scheme, lora=None if goes_on else lora, positions=m.positions, gate=config.gate(),
+            dtype=m.dtype, attn_implementation=m.attn_implementation, device=device, merged=not goes_on,
+        )  # fmt: skip
+    except ValueError as e:  # PEFT: a target that the model has not
+        raise UserError(f"model.targets={m.targets}: {e}") from e
     for key, p in lm.named_parameters():
         p.requires_grad_(("lora_" in key or key == "comp.weight") and p.numel() > 0)
     return lm
@@ -148,7 +182,14 @@ def card_of(lm: CompressedLM, config: Config, place: Path) -> Card:
     tree["data"] = {k: Path(v).name if isinstance(v, str) and os.path.isabs(v) else v for k, v in tree["data"].items()}
     tree |= {"output": "result", "run_id": None}  # where it was trained means nothing elsewhere
     return Card(
-        base=base, task=task, scheme=config.scheme, positions=lm.positions, gate=lm.gate, boundary=config.boundary, pins=config.pins, config=tree
+        base=base,
+        task=task,
+        scheme=config.scheme,
+        positions=lm.positions,
+        gate=lm.gate,
+        boundary=config.boundary,
+        pins=config.pins,
+        config=tree,
     )
 
 
@@ -166,7 +207,10 @@ def _task(adapter: Path, card: Card) -> Path | None:
         return None
     path = Path(os.path.normpath(adapter / card.task.path))
     if not (path / folders.LORA).is_file():
-        raise UserError(f"adapter '{adapter}' was trained on top of the task adapter '{card.task.path}', which is not there; put it at '{path}'.")
+        raise UserError(
+            f"adapter '{adapter}' was trained on top of the task adapter '{card.task.path}', which is not there; "
+            f"put it at '{path}'."
+        )
     if (got := folders.sha256(path / folders.LORA)) != card.task.sha256:
         raise UserError(
             f"adapter '{adapter}' was trained on top of another task adapter than the one at '{path}' "
@@ -183,7 +227,9 @@ def _fill(lm: CompressedLM, adapter: Path) -> None:
     assert lm.peft is not None
     lost = set_peft_model_state_dict(lm.peft, load_file(adapter / folders.LORA))
     if lost.unexpected_keys:
-        raise UserError(f"adapter '{adapter}' has weights for modules that the model lacks: {', '.join(lost.unexpected_keys[:3])}.")
+        raise UserError(
+            f"adapter '{adapter}' has weights for modules that the model lacks: {', '.join(lost.unexpected_keys[:3])}."
+        )
     if lm.scheme.n_comp:
         with torch.no_grad():
             lm.comp.weight.copy_(folders.load_comp(adapter))

@@ -30,7 +30,7 @@ def cross_entropy(hidden: Tensor, labels: Tensor, head: Head, vocabulary: int) -
 
 
 def distillation(hidden: Tensor, teacher: Tensor, head: Head, vocabulary: int) -> Tensor:
-    """Sum over rows of KL(teacher || student), both (N, hidden) last hidden states of the same token; gradient to the student alone.
+    """Sum over rows of KL(teacher || student), from (N, hidden) last hidden states of the same tokens; gradient to the student alone.
 
     Raises:
         ValueError: the rows do not line up.

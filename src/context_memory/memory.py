@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from context_memory.errors import InputError
 from context_memory.plan import COMP, PAD, SLOT, Mix, Plan, Tokens, build, layout, stack
 from context_memory.text import Segment
 
@@ -94,9 +95,9 @@ class Memory(Cache):
             ValueError: a position beyond the model's; another number of rows.
         """
         if plan.shape[0] != self.rows:
-            raise ValueError(f"the memory has {self.rows} row(s), got {plan.shape[0]}; make one with lm.memory(rows={plan.shape[0]}).")
+            raise InputError(f"the memory has {self.rows} row(s), got {plan.shape[0]}; make one with lm.memory(rows={plan.shape[0]}).")
         if (last := max(clock)) > (limit := self.lm.max_positions):
-            raise ValueError(
+            raise InputError(
                 f"position {last} is past the model's {limit}: the clock of a memory counts every token it ever read. "
                 "Start a new memory, or use a model with more positions."
             )
@@ -223,15 +224,21 @@ class Memory(Cache):
     def run(self, segments: Sequence[Sequence[Segment]]) -> Tensor:
         """Run segments row by row (each list ends with at most one compressed segment) and fold where one closed."""
         plans = [
-            layout(s, self.lm.scheme, self.lm.positions, clock=c, step=t) if s else build([[]])
+            build([[]]) if self._bare(s) else layout(s, self.lm.scheme, self.lm.positions, clock=c, step=t)
             for s, c, t in zip(segments, self.clock, self.step)
         ]
         n = self.lm.scheme.n_comp if self.lm.positions == "base" else 0
         closed = [r for r, s in enumerate(segments) if s and s[-1].compress]
         clock = [c + sum(len(x.ids) for x in s) + n * (r in closed) for r, (s, c) in enumerate(zip(segments, self.clock))]
-        hidden = self.advance(stack(plans), clock)
+        plan = stack(plans)
+        size = self.lm.base.get_input_embeddings().weight.shape[1]
+        hidden = self.advance(plan, clock) if plan.shape[1] else torch.empty(self.rows, 0, size, device=self.lm.device)
         self.fold(closed)
         return hidden
+
+    def _bare(self, segments: Sequence[Segment]) -> bool:
+        """Whether there is nothing to run: no segments, or boundaries alone of a scheme without comp tokens."""
+        return not any(s.ids or not s.compress or self.lm.scheme.n_comp for s in segments)
 
     def write(self, text: str | Sequence[int]) -> None:
         """Compress a segment into the memory (one row). Text or token ids.
@@ -241,7 +248,7 @@ class Memory(Cache):
         """
         ids = tuple(self.lm.encoder.context(text, first=not any(self.raw)) if isinstance(text, str) else text)
         if not ids or text == "":
-            raise ValueError("the segment is empty: there is nothing to remember. Write some text.")
+            raise InputError("the segment is empty: there is nothing to remember. Write some text.")
         self.run([[Segment(ids)]] * self.rows)
 
     def read(self, text: str | Sequence[int]) -> Tensor:

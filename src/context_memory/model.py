@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from context_memory import attention, gate, memory_file, plugins
 from context_memory.boundaries.base import Boundary
 from context_memory.encode import Encoder
+from context_memory.errors import InputError
 from context_memory.families.base import Family
 from context_memory.gate import Gate
 from context_memory.generate import Decoder, Output, Settings, generate
@@ -61,7 +62,7 @@ class CompressedLM(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         if gate not in GATES:
-            raise ValueError(f"gate must be one of {', '.join(GATES)}, got {gate!r}.")
+            raise InputError(f"gate must be one of {', '.join(GATES)}, got {gate!r}.")
         self.family: Family = plugins.make("families", base.config.model_type)  # type: ignore[assignment]
         self.family.check(base.config)
         self.tokenizer, self.scheme, self.positions, self.gate = tokenizer, scheme, positions, gate

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from context_memory.errors import InputError
 from context_memory.text import Segment
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def layout(
         ValueError: unknown `positions`; no tokens at all; the scheme allows fewer compressions than there are.
     """
     if positions not in POSITIONS:
-        raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}.")
+        raise InputError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}.")
     columns: list[Column] = []
     groups: list[tuple[int, int, int, int]] = []
     raw: list[tuple[int, bool, int]] = []  # column, loss, segment
@@ -186,7 +187,7 @@ def layout(
         if not segment.compress:
             continue
         if (limit := scheme.max_steps) is not None and step >= limit:
-            raise ValueError(
+            raise InputError(
                 f"scheme '{scheme.name}' compresses at most {limit} time(s) and here comes one more boundary; "
                 "write the whole context as one segment, or use another scheme."
             )
@@ -197,7 +198,7 @@ def layout(
         clock += n if positions == "base" else 0
         step += 1
     if not columns:
-        raise ValueError("nothing to lay out: every segment is empty; give at least one token.")
+        raise InputError("nothing to lay out: every segment is empty; give at least one token.")
     plan = build([columns])
     for (here, _, s), (there, loss, _) in zip(raw, raw[1:]):
         if loss and (supervise == "all" or s > first):

@@ -87,7 +87,9 @@ class Progress(TrainerCallback):
                 self.bar.set_postfix(text)
             else:
                 lr = logs.get("learning_rate", 0.0)
-                self._say(f"step {state.global_step}/{self.steps}  loss {text['loss']}  lr {lr:.1e}  {text['tokens/s']} tokens/s  {_span(left)} left")
+                self._say(
+                    f"step {state.global_step}/{self.steps}  loss {text['loss']}  lr {lr:.1e}  {text['tokens/s']} tokens/s  {_span(left)} left"
+                )
         elif "eval_loss" in logs:
             self._say(f"step {state.global_step}/{self.steps}  evaluation loss {logs['eval_loss']:.4f}")
 
@@ -129,7 +131,11 @@ def trackers(config: Config, folder: Path) -> list[str]:
         if reason := _no_wandb():
             print(f"wandb: {reason}; training goes on without it (--no_wandb leaves out this line).", file=sys.stderr)
         else:
-            os.environ |= {"WANDB_RUN_ID": f"{config.data['name']}-{folder.name}", "WANDB_RESUME": "allow", "WANDB_DIR": str(folder)}
+            os.environ |= {
+                "WANDB_RUN_ID": f"{config.data['name']}-{folder.name}",
+                "WANDB_RESUME": "allow",
+                "WANDB_DIR": str(folder),
+            }
             os.environ.setdefault("WANDB_PROJECT", "context-memory")
             names.append("wandb")
     return names

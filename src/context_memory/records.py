@@ -15,8 +15,9 @@ import os
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -151,6 +152,33 @@ def find(folder: Path) -> list[Path]:
     """The folders of finished rows at or under `folder`, in the order in which they were finished."""
     found = [p for p in folder.rglob(METRICS) if p.with_name(LINES).is_file()]
     return [p.parent for p in sorted(found, key=lambda p: p.with_name(LINES).stat().st_mtime_ns)]
+
+
+def gather(folders: Sequence[Path]) -> list[Record]:
+    """The rows of several runs, `full` first and `nothing` last. What is there twice is taken once; two of one name are told apart
+    by their runs.
+
+    Raises:
+        UserError: a folder without a finished evaluation.
+    """
+    out: list[Record] = []
+    for folder in folders:
+        rows = find(folder)
+        if not rows:
+            what = "holds no finished evaluation" if folder.is_dir() else "is not there"
+            raise UserError(f"'{folder}' {what}; give a folder that ccm evaluate wrote, as result/tally/my_run.")
+        for row in map(read, rows):
+            if not any(row.settings == r.settings and [p.key for p in row.lines] == [p.key for p in r.lines] for r in out):
+                out.append(row)
+    names = Counter(r.name for r in out)
+    out = [replace(r, name=f"{run_name(r.folder)}: {r.name}") if names[r.name] > 1 else r for r in out]
+    return sorted(out, key=lambda r: {"full": 0, "nothing": 2}.get(r.scheme, 1))
+
+
+def run_name(folder: Path) -> str:
+    """What people call the run that a folder belongs to."""
+    parts = folder.resolve().parts
+    return parts[parts.index("evaluation") - 1] if "evaluation" in parts[1:] else parts[-1]
 
 
 def facts_of_this_run() -> dict[str, Any]:

@@ -112,6 +112,11 @@ def load_row(config: Config) -> CompressedLM:
         raise UserError(str(e)) from e
 
 
+def encoder_of(config: Config, lm: CompressedLM) -> Encoder:
+    """How a row cuts its texts."""
+    return Encoder(lm.tokenizer, config.make("boundary"), config.make("pins"), chat=config.model.chat, prompt=config.model.prompt)
+
+
 def examples_of(config: Config) -> list[Example]:
     """The examples that a configuration evaluates.
 
@@ -139,7 +144,7 @@ def run(
         decode = generate.Settings(g.max_new_tokens, g.temperature, g.top_p, g.seed)
         settings = Settings(decode, first.evaluation.batch_size, first.evaluation.generate, likelihood)
         lm = load_row(c)
-        encoder = Encoder(lm.tokenizer, c.make("boundary"), c.make("pins"), chat=c.model.chat, prompt=c.model.prompt)
+        encoder = encoder_of(c, lm)
         said = {"data": first.data, "split": first.evaluation.split, "seed": g.seed, "note": row.note, **(notes or {})}
         place = folder / slug(row.name)
         evaluate(lm, encoder, dataset, examples, settings, place, name=row.name, notes=said, fresh=fresh, progress=progress)

@@ -8,7 +8,6 @@ schedule and random states; its marker is written last, and one without a marker
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -83,9 +82,13 @@ def put_back(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 class CcmTrainer(Trainer):
     """Our batches, our evaluation, our checkpoints."""
 
-    def __init__(self, learner: Learner, args: TrainingArguments, schedule: Schedule, evaluation: Schedule | None, collate: Collate,
-                 patience: int, journal: Callable[[dict[str, Any]], None], **kwargs: Any) -> None:  # fmt: skip
-        super().__init__(model=learner, args=args, train_dataset=schedule, eval_dataset=evaluation, data_collator=collate, **kwargs)
+    def __init__(
+        self, learner: Learner, args: TrainingArguments, schedule: Schedule, evaluation: Schedule | None, collate: Collate,
+        patience: int, journal: Callable[[dict[str, Any]], None], **kwargs: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            model=learner, args=args, train_dataset=schedule, eval_dataset=evaluation, data_collator=collate, **kwargs
+        )
         self.model_accepts_loss_kwargs = True
         self.evaluation, self.patience, self.journal = evaluation, patience, journal
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
@@ -195,7 +198,3 @@ def newest(folder: Path) -> Path | None:
     """The newest complete checkpoint."""
     complete = [p.parent for p in folder.glob(f"checkpoint-*/{MARKER}")]
     return max(complete, key=lambda p: int(p.name.rsplit("-", 1)[-1]), default=None)
-
-
-def finite(value: float) -> bool:
-    return math.isfinite(value)

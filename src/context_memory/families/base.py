@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from context_memory.errors import InputError
 from context_memory.plan import Tokens
 
 FIXED_ROPE = ("default", "linear", "llama3", "yarn")
@@ -50,7 +51,7 @@ class Family(ABC):
         for kind in kinds:
             name = kind.get("rope_type", "default")
             if name not in FIXED_ROPE:
-                raise ValueError(
+                raise InputError(
                     f"rope type '{name}' changes its frequencies with the length of the text, so keys that are kept would go stale; "
                     f"supported: {', '.join(FIXED_ROPE)}."
                 )

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from context_memory.errors import InputError
 from context_memory.plan import RAW, Tokens
 from context_memory.text import Segment
 
@@ -70,4 +71,4 @@ class Scheme(ABC):
 def check_n_comp(n_comp: int) -> None:
     """Raises ValueError unless `n_comp` is at least 1."""
     if n_comp < 1:
-        raise ValueError(f"n_comp must be at least 1, got {n_comp}; to keep nothing of a segment use scheme=nothing.")
+        raise InputError(f"n_comp must be at least 1, got {n_comp}; to keep nothing of a segment use scheme=nothing.")

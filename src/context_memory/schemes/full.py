@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from context_memory.errors import InputError
 from context_memory.plan import Tokens
 from context_memory.schemes.base import Scheme
 from context_memory.text import Segment
@@ -29,7 +30,7 @@ class Full(Scheme):
 
     def __post_init__(self) -> None:
         if self.n_comp:
-            raise ValueError(f"scheme 'full' compresses nothing and has no comp tokens; leave n_comp at 0, got {self.n_comp}.")
+            raise InputError(f"scheme 'full' compresses nothing and has no comp tokens; leave n_comp at 0, got {self.n_comp}.")
 
     @property
     def hides(self) -> bool:

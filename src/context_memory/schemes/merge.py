@@ -24,6 +24,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from context_memory.errors import InputError
 from context_memory.plan import Tokens
 from context_memory.schemes.base import Scheme, check_n_comp
 
@@ -39,9 +40,9 @@ class Merge(Scheme):
     def __post_init__(self) -> None:
         check_n_comp(self.n_comp)
         if self.average not in ("mean", "exponential"):
-            raise ValueError(f"average must be 'mean' or 'exponential', got {self.average!r}.")
+            raise InputError(f"average must be 'mean' or 'exponential', got {self.average!r}.")
         if not 0 < self.decay <= 1:
-            raise ValueError(f"decay must be above 0 and at most 1, got {self.decay}.")
+            raise InputError(f"decay must be above 0 and at most 1, got {self.decay}.")
 
     @classmethod
     def variants(cls) -> list[Scheme]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from context_memory.errors import InputError
 from context_memory.plan import Tokens
 from context_memory.schemes.base import Scheme
 
@@ -27,7 +28,7 @@ class Nothing(Scheme):
 
     def __post_init__(self) -> None:
         if self.n_comp:
-            raise ValueError(f"scheme 'nothing' keeps nothing and has no comp tokens; leave n_comp at 0, got {self.n_comp}.")
+            raise InputError(f"scheme 'nothing' keeps nothing and has no comp tokens; leave n_comp at 0, got {self.n_comp}.")
 
     def sees(self, q: Tokens, k: Tokens) -> Tensor:
         return k.segment == q.segment

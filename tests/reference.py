@@ -1,0 +1,123 @@
+"""A slow, plain second opinion, straight from the paper: the recursion, token by token, without a mask and without a plan.
+
+Mem(t) = g_update(Mem(t-1), g_comp(Mem(t-1), c(t))) (Kim et al. 2024, section 3.1). A stock model with a stock cache is fed one
+token at a time, so that each sees exactly what the cache holds; a second stock model, with the LoRA added into its weights,
+runs the comp tokens. What is remembered is a list of every h(t), and the memory is made from that list anew each time.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from context_memory.model import CompressedLM
+from context_memory.text import Segment
+
+States = list[tuple[Tensor, Tensor]]
+"""Layer by layer, keys and values (1, heads, some columns, head size)."""
+
+
+@dataclass
+class Entry:
+    """What the memory or the open segment holds of one token (or one slot)."""
+
+    states: States
+    near: int | None = None
+    """The position of a raw token, which a sliding window passes by; None for what is memory: comp tokens, slots, pins."""
+
+
+def stock(lm: CompressedLM, adapted: bool = False, window: bool = False):  # type: ignore[no-untyped-def]
+    """A fresh transformers model with the same weights, (adapted) the LoRA added into them, with or without its sliding window."""
+    config = deepcopy(lm.base.config)
+    config._attn_implementation = "sdpa"
+    if not window and getattr(config, "sliding_window", None):
+        config.sliding_window = None
+    if not window and getattr(config, "layer_types", None):
+        config.layer_types = ["full_attention"] * len(config.layer_types)
+    model = type(lm.base)(config).to(lm.base.dtype).eval()
+    weights = {k.replace(".base_layer", ""): v.clone() for k, v in lm.base.state_dict().items() if "lora_" not in k}
+    for name, a in lm.base.state_dict().items():
+        if adapted and ".lora_A." in name:
+            b = lm.base.state_dict()[name.replace("lora_A", "lora_B")]
+            scaling = lm.peft.peft_config["default"].lora_alpha / lm.peft.peft_config["default"].r
+            weights[name.split(".lora_A")[0] + ".weight"] += scaling * b @ a
+    model.load_state_dict(weights)
+    return model
+
+
+class Reference:
+    """The recursion of one text. `feed` takes a segment and gives the logits of its raw tokens."""
+
+    def __init__(self, lm: CompressedLM) -> None:
+        self.lm = lm
+        self.frozen, self.adapted = stock(lm), stock(lm, adapted=True)
+        window, types = getattr(lm.base.config, "sliding_window", None), getattr(lm.base.config, "layer_types", None)
+        self.windows = [window if t == "sliding_attention" else None for t in types] if types else [window] * lm.n_layers
+        self.pins: list[Entry] = []
+        self.open: list[Entry] = []
+        """Tokens that were read since the last boundary and are not pinned."""
+        self.h: list[States] = []
+        """The comp keys and values of every compression so far, n_comp columns each."""
+        self.clock = 0
+
+    def memory(self) -> list[Entry]:
+        """What the scheme makes of h(1) ... h(t)."""
+        name, t = self.lm.scheme.name, len(self.h)
+        if name != "merge" or not t:
+            return [Entry(h) for h in self.h]
+        if self.lm.scheme.average == "mean":
+            weights = [1 / t] * t
+        else:
+            a = self.lm.scheme.decay
+            weights = [(1 - a) ** (t - 1)] + [a * (1 - a) ** (t - 1 - j) for j in range(1, t)]
+        layers = range(len(self.h[0]))
+        return [Entry([tuple(sum(w * h[i][s] for w, h in zip(weights, self.h)) for s in (0, 1)) for i in layers])]  # type: ignore[misc]
+
+    def feed(self, segment: Segment) -> list[Tensor]:
+        """Read a segment token by token; at its end, if it is compressed, run the comp tokens and forget it."""
+        recurrent = getattr(self.lm.scheme, "recurrent", True)
+        context = segment.compress and not segment.target
+        out = []
+        for i, token in enumerate(segment.ids):
+            embedded = self.frozen.get_input_embeddings()(torch.tensor([[token]]))
+            logits, states = self._token(self.frozen, embedded, self.clock, recurrent or not context, near=self.clock)
+            out.append(logits)
+            kept = bool(segment.pins) and segment.pins[i] and self.lm.scheme.name != "full"
+            (self.pins if kept else self.open).append(Entry(states, near=self.clock))
+            self.clock += 1
+        if segment.compress and self.lm.scheme.name != "full":
+            self._boundary(recurrent)
+        return out
+
+    def _boundary(self, recurrent: bool) -> None:
+        comp: list[Entry] = []
+        for j, row in enumerate(self.lm.comp.weight):
+            _, states = self._token(self.adapted, row[None, None], self.clock + j, recurrent, beside=comp)
+            comp.append(Entry(states))
+        if comp:
+            layers = zip(*(c.states for c in comp))
+            self.h.append([(torch.cat([k for k, _ in layer], 2), torch.cat([v for _, v in layer], 2)) for layer in layers])
+        self.open, self.pins = [], [Entry(pin.states) for pin in self.pins]
+        self.clock += len(comp) if self.lm.positions == "base" else 0
+
+    def _token(self, model, embedded, position, reads, near=None, beside=()):  # type: ignore[no-untyped-def]
+        """One token after pins, memory (if it reads it), the open segment and `beside`: (logits, its own keys and values)."""
+        cache = DynamicCache()
+        seen = [*self.pins, *(self.memory() if reads else []), *self.open, *beside]
+        for i, window in enumerate(self.windows):
+            for entry in seen:
+                if window is None or near is None or entry.near is None or near - entry.near < window:
+                    cache.update(*entry.states[i], i)
+        out = model(inputs_embeds=embedded, position_ids=torch.tensor([[position]]), past_key_values=cache, use_cache=True)
+        return out.logits[0, -1], [(layer.keys[:, :, -1:], layer.values[:, :, -1:]) for layer in cache.layers]
+
+
+def logits(lm: CompressedLM, segments: list[Segment]) -> Tensor:
+    """(raw tokens, vocabulary) by the recursion."""
+    reference = Reference(lm)
+    with torch.no_grad():
+        return torch.stack([x for s in segments for x in reference.feed(s)])

@@ -231,8 +231,8 @@ class Memory(Cache):
         closed = [r for r, s in enumerate(segments) if s and s[-1].compress]
         clock = [c + sum(len(x.ids) for x in s) + n * (r in closed) for r, (s, c) in enumerate(zip(segments, self.clock))]
         plan = stack(plans)
-        size = self.lm.base.get_input_embeddings().weight.shape[1]
-        hidden = self.advance(plan, clock) if plan.shape[1] else torch.empty(self.rows, 0, size, device=self.lm.device)
+        table = self.lm.base.get_input_embeddings().weight
+        hidden = self.advance(plan, clock) if plan.shape[1] else table.new_empty(self.rows, 0, table.shape[1])
         self.fold(closed)
         return hidden
 

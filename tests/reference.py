@@ -31,7 +31,7 @@ class Entry:
 
 
 def stock(lm: CompressedLM, adapted: bool = False, window: bool = False):  # type: ignore[no-untyped-def]
-    """A fresh transformers model with the same weights, (adapted) the LoRA added into them, with or without its sliding window."""
+    """A fresh transformers model with the same weights; adapted: the LoRA added into them; window: with its sliding window."""
     config = deepcopy(lm.base.config)
     config._attn_implementation = "sdpa"
     if not window and getattr(config, "sliding_window", None):

@@ -1,0 +1,50 @@
+"""`ccm generate`: one question, answered while the memory is compressed; then what that memory held."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+
+def generate(
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, e.g. generation.max_new_tokens=64 pins=[prompt]")
+    ] = None,
+    adapter: Annotated[str | None, typer.Option(help="An adapter folder; the same as model.adapter=.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A YAML file of settings; overrides come after it.")] = None,
+) -> None:
+    """Answer a question, piece by piece. Without an adapter and a scheme: the plain model with its full context."""
+    from context_memory import rows
+    from context_memory.errors import UserError
+    from context_memory.generate import Decoder, Settings
+
+    given = list(overrides or [])
+    chosen = adapter or recipe or any(o.startswith(("model.adapter=", "scheme=")) for o in given)
+    config = rows.configure(given if chosen else [*given, "scheme=full"], recipe, adapter)
+    if not question.strip():
+        raise UserError("the question is empty; ask something.")
+    lm, g = rows.load_row(config), config.generation
+    encoder = rows.encoder_of(config, lm)
+    settings = Settings(g.max_new_tokens, g.temperature, g.top_p, g.seed)
+    try:
+        decoder = Decoder(lm, encoder, [encoder.asked(question, first=True)], settings)
+        said = ""
+        for _ in decoder.run():
+            text = encoder.text(decoder.outputs[0].ids)
+            if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half a character waits for the rest of its bytes
+                print(text[len(said) :], end="", flush=True)
+                said = text
+    except ValueError as e:
+        raise UserError(str(e)) from e
+    out = decoder.outputs[0]
+    whole = out.prompt_tokens + max(0, len(out.ids) - 1)
+    print()
+    facts = (
+        f"{lm.scheme.name}: {len(out.ids)} tokens, ended by {out.reason}; {out.compressions} compressions",
+        f"at most {out.peak_kv_tokens} entries a layer held ({out.peak_kv_bytes / 1e6:.2f} MB)",
+        f"{out.peak_reasoning_kv_tokens} of them beside the question; uncompressed it would end at {whole}",
+    )
+    print(f"[{', '.join(facts)}]", file=sys.stderr)

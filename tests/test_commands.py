@@ -1,0 +1,166 @@
+"""The commands on a tiny model: what they write and say, and that a slip of a person ends in one message and exit code 2."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import toys
+from context_memory import cli, records
+
+Ccm = Callable[..., tuple[int, str, str]]
+SMALL = ("model.dtype=float32", "boundary=every", "boundary.n=9", "evaluation.max_samples=3", "generation.max_new_tokens=24")
+
+
+@pytest.fixture
+def ccm(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ccm:
+    """Run `ccm` in an empty folder: exit code, what it printed, what it complained about."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(a) for a in arguments])
+        out = capsys.readouterr()
+        return int(end.value.code or 0), out.out, out.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toys.folder(tmp_path_factory.mktemp("toy") / "toy")
+
+
+@pytest.fixture(scope="module")
+def adapters(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return toys.adapters(tmp_path_factory.mktemp("adapters"), toy, **{"boundary": "every", "boundary.n": 9, "data.max_steps": 4})
+
+
+# ---- evaluate and compare ---------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_and_compare(ccm: Ccm, toy: Path, adapters: tuple[Path, Path], tmp_path: Path) -> None:
+    """The rows full and nothing run the task-adapted model; the adapter brings its scheme, boundary and data along."""
+    task, concat = adapters
+    common = (f"model={toy}", "model.dtype=float32", "evaluation.max_samples=3", "generation.max_new_tokens=24")
+    code, out, err = ccm("evaluate", "--adapter", concat, *common, "--run_id", "mine")
+    assert code == 0, err
+    folder = tmp_path / "result" / "tally" / "mine" / "evaluation"
+    rows = {r.name: r for r in records.gather([folder])}
+    assert list(rows) == ["full", "concat", "nothing"]
+    assert {r.settings["task"] for r in rows.values()} == {rows["full"].settings["task"]} != {None}
+    assert rows["concat"].settings["adapter"] and rows["full"].settings["adapter"] is None
+    assert rows["concat"].settings["boundary"]["n"] == 9
+    assert rows["full"].run["data"]["max_steps"] == 4
+    assert rows["full"].lines[0].answer != rows["concat"].lines[0].answer
+    assert rows["concat"].lines[0].compressions and not rows["full"].lines[0].compressions
+    notes = json.loads((folder / "concat" / "metrics.json").read_text())
+    assert notes["versus_full"]["kv_ratio"] > 0 and notes["run"]["command"] and notes["run"]["split"] == "test"
+    assert "accuracy %" in out and (folder / "plot.png").exists()
+
+    again = (folder / "concat" / "predictions.jsonl").stat().st_mtime_ns
+    code, _, err = ccm("evaluate", f"model.adapter={concat}", f"model={toy}", "generation.max_new_tokens=30", "--run_id", "mine")
+    assert code == 2 and "holds an evaluation with d" in err and "another run_id" in err
+    assert (folder / "concat" / "predictions.jsonl").stat().st_mtime_ns == again
+
+    code, _, err = ccm("evaluate", f"model.adapter={task}", f"model={toy}", *SMALL, "--run_id", "plain", "--alone")
+    assert code == 0, err
+    code, out, err = ccm("compare", "result/tally/mine", "result/tally/plain", "--out", "both")
+    assert code == 0, err
+    assert "mine: " not in out and (tmp_path / "both" / "table.md").exists()  # the same row twice is one
+
+    code, _, err = ccm("evaluate", "--adapter", concat, *common, "--run_id", "mine", "--alone", "--row", f"other={concat}")
+    assert code == 0, err
+    assert (folder / "other" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["scheme=concat"], "scheme 'concat' needs a compression adapter and no adapter was given"),
+        (["scheme=concat", "model.adapter={task}"], "is a task adapter"),
+        (["scheme=nosuch"], "no scheme called 'nosuch'; have: concat"),
+        (["model.adapter=nowhere"], "no adapter folder at 'nowhere'"),
+        (["evaluation.max_sample=3"], "Did you mean 'max_samples'?"),
+        (["scheme=full", "evaluation.max_samples=0"], "no examples to evaluate"),
+        (
+            ["scheme=nothing", "boundary=newline", "boundary.max_segment=256"],
+            "answers was compressed, although scheme 'nothing' forgets",
+        ),
+        (["scheme=full", "--recipe", "none.yaml"], "no recipe at 'none.yaml'"),
+    ],
+)
+def test_evaluate_refuses(ccm: Ccm, toy: Path, adapters: tuple[Path, Path], arguments: list[str], message: str) -> None:
+    given = [a.format(task=adapters[0]) for a in arguments]
+    chosen = {g.partition(".")[0].partition("=")[0] for g in given if g.startswith("boundary")}
+    first = [s for s in SMALL if s.partition(".")[0].partition("=")[0] not in chosen]
+    code, _, err = ccm("evaluate", f"model={toy}", *first, *given)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_compare_refuses(ccm: Ccm) -> None:
+    code, _, err = ccm("compare", "result/none")
+    assert code == 2
+    assert "'result/none' is not there; give a folder that ccm evaluate wrote" in err
+
+
+# ---- generate, show, models -------------------------------------------------------------------------------------------------
+
+
+def test_generate(ccm: Ccm, toy: Path, adapters: tuple[Path, Path]) -> None:
+    common = (f"model={toy}", "model.dtype=float32", "generation.max_new_tokens=30")
+    code, out, err = ccm("generate", "How many?", *common, "--adapter", adapters[1])
+    assert code == 0, err
+    assert out.strip() and "concat: 30 tokens, ended by length; 3 compressions; at most " in err.replace(", at", "; at")
+    code, plain, err = ccm("generate", "How many?", *common)
+    assert code == 0 and "full: " in err and plain != out
+    code, _, err = ccm("generate", " ", *common)
+    assert code == 2 and "the question is empty" in err
+
+
+def test_show_letters(ccm: Ccm) -> None:
+    code, out, _ = ccm("show", "scheme=concat", "scheme.n_comp=1", "ab|c|d")
+    assert code == 0
+    assert "d . . 1 . 1 1" in out and "2 segments compressed" in out
+    code, out, _ = ccm("show", "scheme=full", "ab|c")
+    assert code == 0 and "nothing is hidden" in out
+
+
+def test_show_words(ccm: Ccm, toy: Path, tmp_path: Path) -> None:
+    code, out, err = ccm("show", "scheme=concat", f"model={toy}", "a = 1\\nbb\\nc", "--prompt", "So?", "--save", "m.png")
+    assert code == 0, err
+    rows = out.split("a row sees")[0].splitlines()
+    head = len("<") * 0 + 1 + len("So?") + 2  # role, question, end of turn, role
+    assert rows[0] == "#" and rows[head + 5] == "#" * (head + 6)
+    closed = next(r for r in rows if r.startswith("P"))
+    assert closed == "P" * head + "." * 6 + "CC#"
+    assert (tmp_path / "m.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["scheme=concat"], "no text to draw"),
+        (["scheme=concat", "scheme.n_comp=0", "ab|c"], "n_comp must be at least 1"),
+        (["scheme=concat", "scheme.n_com=1", "ab|c"], "Did you mean 'n_comp'?"),
+        (["model=no-such-model", "two words"], "no model called 'no-such-model'"),
+    ],
+)
+def test_show_refuses(ccm: Ccm, arguments: list[str], message: str) -> None:
+    code, _, err = ccm("show", *arguments)
+    assert code == 2
+    assert message in err
+
+
+def test_models(ccm: Ccm, models_folder: Path) -> None:
+    code, out, _ = ccm("models")
+    assert code == 0
+    assert "smollm2-135m-instruct" in out and "23,040" in out and "llama-3.1-8b-instruct" in out
+    code, _, err = ccm("models", "pull", "smollm2-135m")
+    assert code == 2
+    assert "did you mean 'smollm2-135m-instruct'?" in err

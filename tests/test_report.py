@@ -1,0 +1,115 @@
+"""A table says what the predictions say, in the terminal and in markdown; plots appear whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from context_memory import records, report
+from context_memory.errors import UserError
+from context_memory.metrics import Prediction, summarise
+from context_memory.records import Record, Store, gather
+
+PNG = b"\x89PNG\r\n\x1a\n"
+BASE = {"model": {"name": "m", "weights": "w"}, "task": "t"}
+
+
+def lines(correct: Sequence[int], peak: int, nll: float) -> list[Prediction]:
+    same = Prediction(
+        "", "prompt", "target", answer="a", reason="eos", tokens=12, peak_kv=peak + 30, peak_reasoning_kv=peak, seconds=1.0,
+        peak_kv_bytes=1000 * peak, target_peak=peak, target_tokens=40, nll=nll, nll_tokens=10, compressions=3,
+    )  # fmt: skip
+    found = [{"correct": float(c), "distance_1": c / 2, "distance_2": float(c)} for c in correct]
+    return [replace(same, id=f"i/{i}", scores=scores) for i, scores in enumerate(found)]
+
+
+ROWS = {
+    "full": lines([1, 1, 1, 1, 0, 1, 1, 1], 40, 1.0),
+    "concat": lines([1, 1, 0, 1, 0, 1, 1, 1], 10, 2.0),
+    "nothing": lines([0, 0, 0, 0, 0, 0, 0, 1], 5, 11.0),
+}
+
+
+def written(at: Path, name: str, scheme: str | None = None, found: list[Prediction] | None = None, **settings: object) -> Path:
+    """A finished row in a folder."""
+    found = found or ROWS[name]
+    store = Store(at, {**BASE, "scheme": {"name": scheme or name}, **settings})
+    store.add(found[:3])
+    store.finish(found, summarise(found, 8), {"name": name, "run": {"command": "ccm evaluate x", "commit": "abc", "kv_bytes": 8}})
+    return at
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> Path:
+    folder = tmp_path / "tally" / "mine" / "evaluation"
+    for name in ROWS:
+        written(folder / name, name)
+    return folder
+
+
+def test_table_by_hand(evaluation: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    joined = report.publish(gather([evaluation]), evaluation)
+    full, concat, nothing = (report.cells(line) for line in joined)
+    assert [c["row"] for c in (full, concat, nothing)] == ["full", "concat", "nothing"]
+    assert concat["accuracy %"].startswith("75.0 [")
+    assert concat["vs full, points"].startswith("-12.5 [") and concat["p"] == "1.000"
+    assert [concat[c] for c in ("peak KV", "of full %", "same text %", "gap closed %")] == ["10.0", "25.0", "25.0", "90.0"]
+    assert (concat["NLL"], concat["with prompt"], concat["MB"], concat["tokens/s"]) == ("0.2000", "40.0", "0.01", "12")
+    assert nothing["gap closed %"] == "0.0" and nothing["p"] == "0.031"
+    assert full["of full %"] == "100.0" and full["vs full, points"] == full["p"] == ""
+    shown = capsys.readouterr().out
+    text = (evaluation / "table.md").read_text()
+    for piece in ("concat", "90.0", "distance_2", "75.0"):
+        assert piece in shown and piece in text
+    assert "`ccm evaluate x` (commit abc)" in text and "None" not in text
+    own = json.loads((evaluation / "concat" / records.METRICS).read_text())
+    assert own["versus_full"]["kv_ratio"] == 0.25 and own["scores"]["correct"]["mean"] == 0.75
+    assert [row["name"] for row in json.loads((evaluation / "table.json").read_text())] == ["full", "concat", "nothing"]
+    for name in ("plot.png", "distance.png"):
+        assert (evaluation / name).read_bytes()[:8] == PNG
+    assert not [p for p in evaluation.rglob("*") if "partial" in p.name]
+
+
+def test_rows_without_a_full_one_stand_alone(tmp_path: Path) -> None:
+    (line,) = report.join(gather([written(tmp_path / "a", "concat")]))
+    found = report.cells(line)
+    assert line.versus is None and found["of full %"] == found["gap closed %"] == "" and found["accuracy %"]
+
+
+def test_another_model_is_no_reference(tmp_path: Path, evaluation: Path) -> None:
+    other = written(tmp_path / "b", "other", "concat", ROWS["concat"], task="another")
+    joined = {line.record.name: line for line in report.join(gather([evaluation, other]))}
+    assert joined["other"].versus is None and joined["concat"].versus is not None
+
+
+def test_runs_are_gathered_once_and_told_apart(tmp_path: Path, evaluation: Path) -> None:
+    second = tmp_path / "tally" / "yours" / "evaluation"
+    written(second / "full", "full")
+    written(second / "concat", "concat", "concat", found=[replace(p, answer="b") for p in ROWS["concat"]], adapter={"a": "b"})
+    names = [r.name for r in gather([evaluation, second])]
+    assert names == ["full", "mine: concat", "yours: concat", "nothing"]
+
+
+def test_what_is_not_there_or_damaged_is_said(tmp_path: Path, evaluation: Path) -> None:
+    with pytest.raises(UserError, match=r"'.*none' is not there; give a folder that ccm evaluate wrote"):
+        gather([tmp_path / "none"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no finished evaluation"):
+        gather([tmp_path / "empty"])
+    file = evaluation / "concat" / records.LINES
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match=r"has 7 whole lines, metrics.json counts 8"):
+        gather([evaluation])
+    (evaluation / "concat" / records.METRICS).write_text("{")
+    with pytest.raises(UserError, match=r"metrics\.json is damaged"):
+        gather([evaluation])
+
+
+def test_record_says_what_it_was(evaluation: Path) -> None:
+    record: Record = records.read(evaluation / "concat")
+    assert (record.name, record.scheme, record.kv_bytes, len(record.lines)) == ("concat", "concat", 8, 8)
+    assert record.lines == tuple(ROWS["concat"])

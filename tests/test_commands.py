@@ -164,3 +164,37 @@ def test_models(ccm: Ccm, models_folder: Path) -> None:
     code, _, err = ccm("models", "pull", "smollm2-135m")
     assert code == 2
     assert "did you mean 'smollm2-135m-instruct'?" in err
+
+
+# ---- quickstart -------------------------------------------------------------------------------------------------------------
+
+
+def test_quickstart(ccm: Ccm, toy: Path, adapters: tuple[Path, Path], tmp_path: Path) -> None:
+    """The whole story in its smallest form, and again: nothing is done twice."""
+    small = (f"model={toy}", "model.dtype=float32", "boundary=every", "boundary.n=9", "data.max_steps=4")
+    arguments = ("quickstart", "--smoke", "--task", adapters[0], "--shipped", adapters[1], *small, "generation.max_new_tokens=24")
+    code, out, err = ccm(*arguments)
+    assert code == 0, err
+    folder = tmp_path / "result" / "quickstart-smoke"
+    assert all(word in out for word in ("full", "just trained (2 steps)", "shipped", "nothing"))
+    assert (folder / "plot.png").is_file() and (folder / "tally" / "trained" / "adapter" / "ccm.json").is_file()
+    assert "1/3" in err and "What to try next" in err and "GB of memory" in err
+    rows = {r.name: r for r in records.gather([folder])}
+    assert len({tuple(p.key for p in r.lines) for r in rows.values()}) == 1 and len(rows["full"].lines) == 4
+    assert rows["shipped"].settings["adapter"] != rows["just trained (2 steps)"].settings["adapter"]
+    before = (folder / "evaluation" / "full" / "predictions.jsonl").read_bytes()
+    code, _, err = ccm(*arguments)
+    assert code == 0, err
+    assert (folder / "evaluation" / "full" / "predictions.jsonl").read_bytes() == before
+
+
+def test_quickstart_says_what_is_missing(ccm: Ccm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from context_memory import quickstart
+
+    monkeypatch.setattr(quickstart, "TASK", "adapters/none")
+    code, _, err = ccm("quickstart")
+    assert code == 2
+    assert "'adapters/none' is missing: it comes with the repository." in err and "ccm train --recipe" in err
+    (tmp_path / "empty").mkdir()
+    code, _, err = ccm("quickstart", "--task", "empty", "--shipped", "empty")
+    assert code == 2 and "no adapter in 'empty'" in err

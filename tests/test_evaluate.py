@@ -19,8 +19,9 @@ from context_memory.data.base import Dataset
 from context_memory.encode import Encoder
 from context_memory.errors import UserError
 from context_memory.evaluate import Settings, evaluate, likelihoods, peak_if_said
+from context_memory.intervals import mcnemar, paired_difference, wilson
 from context_memory.loading import load
-from context_memory.metrics import Prediction, mcnemar, paired_difference, summarise, versus, wilson
+from context_memory.metrics import Prediction, summarise, versus
 from context_memory.model import CompressedLM
 from context_memory.plan import layout
 from context_memory.testing import tiny_lm, tiny_lms

@@ -155,8 +155,8 @@ def find(folder: Path) -> list[Path]:
 
 
 def gather(folders: Sequence[Path]) -> list[Record]:
-    """The rows of several runs, `full` first and `nothing` last. What is there twice is taken once; two of one name are told apart
-    by their runs.
+    """The rows of several runs, `full` first and `nothing` last. What is there twice is taken once; two of one name are told
+    apart by their runs.
 
     Raises:
         UserError: a folder without a finished evaluation.

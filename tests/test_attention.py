@@ -133,6 +133,13 @@ def test_flex_attention_compiled() -> None:
     plan = layout(TEXT, Concat(n_comp=1))
     both = [tiny_lm("llama", Concat(n_comp=1), dtype=torch.float32, attn_implementation=x) for x in ("sdpa", "flex_attention")]
     assert (run(both[0], plan) - run(both[1], plan)).abs().max() < 1e-4
+    memories = [lm.memory() for lm in both]
+    with torch.no_grad():
+        for memory in memories:
+            memory.write([3, 4, 5])
+        for token in (7, 8):
+            one, two = (memory.read([token]) for memory in memories)
+            assert (one - two).abs().max() < 1e-4
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------------

@@ -142,7 +142,9 @@ class CompressedLM(nn.Module):
             return None, None
         mask = visible(self.scheme, q, k)
         n = plan.shape[1]
-        if memory is not None and not windowed and (n == 1 or implementation == "flash_attention_2"):
+        # torch 2.13 makes no C++ of flex_attention without a block mask once the length of the keys varies.
+        alone = n == 1 and not (implementation == "flex_attention" and mask.device.type == "cpu")
+        if memory is not None and not windowed and (alone or implementation == "flash_attention_2"):
             causal = torch.ones(n, used, dtype=torch.bool, device=mask.device).tril(used - n)
             if bool((mask == causal).all()):
                 return None, t.position

@@ -66,7 +66,13 @@ def compute(kind: str, a: int, b: int) -> int:
     return {"+": a + b, "-": a - b, "*": a * b}[SIGNS[kind]]
 
 
-def chain(steps: int, rng: random.Random) -> list[Quantity]:
+def hard(step: Quantity) -> int:
+    """The number that a step's arithmetic turns on: what is added, taken away or multiplied with."""
+    a, b = step.operands
+    return b if SIGNS[step.kind] == "-" else min(a, b)
+
+
+def chain(steps: int, max_operand: int, rng: random.Random) -> list[Quantity]:
     """The numbers of a problem of that many steps; the words come later."""
     a, b = rng.randint(5, 30), rng.randint(2, 12)
     found = [Quantity("given", (a, b), a + b)]
@@ -79,7 +85,10 @@ def chain(steps: int, rng: random.Random) -> list[Quantity]:
             if kind == "difference" and known[second] > known[first]:
                 first, second = second, first
             pair, back = (known[first], known[second]), (len(known) - first, len(known) - second)
-        found.append(Quantity(kind, pair, compute(kind, *pair), back))
+        step = Quantity(kind, pair, compute(kind, *pair), back)
+        if hard(step) > max_operand:
+            continue
+        found.append(step)
         known.append(found[-1].result)
     return found
 
@@ -135,22 +144,27 @@ class Problems(Sequence[Example]):
         index %= self.size
         rng = random.Random(f"tally {self.settings.seed} {self.split} {index}")
         while True:
-            found = chain(rng.randint(self.settings.min_steps, self.settings.max_steps), rng)
+            found = chain(rng.randint(self.settings.min_steps, self.settings.max_steps), self.settings.max_operand, rng)
             if zlib.crc32(repr(found).encode()) % 10 in SHARES[self.split]:
                 break
         prompt, target = tell(found, self.settings.distractors, rng)
-        steps = tuple({"result": q.result, "operands": q.operands, "distances": q.back} for q in found)
-        return Example(prompt, target, id=f"tally/{self.split}/{index}", meta={"steps": steps, "answer": found[-1].result})
+        told = tuple({"result": q.result, "operands": q.operands, "distances": q.back} for q in found)
+        return Example(prompt, target, id=f"tally/{self.split}/{index}", meta={"steps": told, "answer": found[-1].result})
 
 
 @dataclass(frozen=True)
 class Tally(Dataset):
     """Word problems of `min_steps` to `max_steps` steps, with up to `distractors` unrelated sentences. Splits share no problem,
-    under any settings."""
+    under any settings.
+
+    After the first step, what is added or taken away is at most `max_operand` (99: whatever comes). With one digit the
+    arithmetic is within reach of a small model, and an error is a lapse of memory.
+    """
 
     seed: int = 0
     min_steps: int = 3
     max_steps: int = 8
+    max_operand: int = 9
     distractors: int = 2
     train: int = 20_000
     validation: int = 500
@@ -161,6 +175,8 @@ class Tally(Dataset):
     def __post_init__(self) -> None:
         if not 2 <= self.min_steps <= self.max_steps <= 12:
             raise ValueError(f"tally needs 2 <= min_steps <= max_steps <= 12, got {self.min_steps} and {self.max_steps}.")
+        if not 2 <= self.max_operand <= 99:
+            raise ValueError(f"tally needs max_operand between 2 and 99, got {self.max_operand}.")
         if not 0 <= self.distractors <= len(DISTRACTORS):
             raise ValueError(f"tally has {len(DISTRACTORS)} distractors, got distractors={self.distractors}.")
 

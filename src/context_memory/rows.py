@@ -82,7 +82,9 @@ def rows_of(config: Config, others: Sequence[tuple[str, Config]] = (), ends: boo
     named = [*others] if own in ENDS and others else [(own, config), *others]
     out = [Row(name, c) for name, c in named]
     if ends:
-        full, nothing = (Row(end, replace(config, scheme={"name": end, "n_comp": 0})) for end in ENDS)
+        # The lower bound keeps the question if the other rows do, and nothing else: other pins are a memory of their own.
+        pins = {name: settings for name, settings in config.pins.items() if name == "prompt"}
+        full, nothing = (Row(end, replace(config, scheme={"name": end, "n_comp": 0}, pins=pins)) for end in ENDS)
         out = [full, *(r for r in out if r.name not in ENDS), nothing]
     if len({r.name for r in out}) != len(out):
         raise UserError(f"two rows have one name: {', '.join(r.name for r in out)}; name them, as in --row mine=FOLDER.")

@@ -51,7 +51,8 @@ def rows(count: int, tokenizer: object) -> list[list[Segment]]:
         asked = text(draw.randint(50, 130))
         steps = [text(draw.randint(15, 45)) for _ in range(draw.randint(2, 6))]
         lines = [Segment(s, loss=(True,) * len(s), target=True) for s in steps]
-        made.append([Segment(asked, compress=False, pins=(True,) * len(asked)), *lines, Segment(text(6), loss=(True,) * 6, compress=False, target=True)])
+        question = Segment(asked, compress=False, pins=(True,) * len(asked))
+        made.append([question, *lines, Segment(text(6), loss=(True,) * 6, compress=False, target=True)])
     return made
 
 
@@ -59,7 +60,8 @@ def ours(attention: str, batches: Sequence[Sequence[list[Segment]]]) -> tuple[Ca
     """A step of ours: seconds of forward, backward and update."""
     base = AutoModelForCausalLM.from_pretrained(fetch.get(MODEL), dtype=torch.bfloat16)
     scheme = plugins.make("schemes", "concat", n_comp=2)
-    lm = CompressedLM(base, None, scheme, lora=LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS), attn_implementation=attention)  # type: ignore[arg-type]
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS)
+    lm = CompressedLM(base, None, scheme, lora=lora, attn_implementation=attention)  # type: ignore[arg-type]
     lm.train()
     plans = [stack([layout(row, lm.scheme, supervise="memory") for row in batch]) for batch in batches]
     optimizer = torch.optim.AdamW([p for p in lm.parameters() if p.requires_grad], lr=3e-4)
@@ -113,7 +115,8 @@ def main() -> None:
     mine(0), stock(0)
     seconds = [(mine(i), stock(i)) for i in range(1, len(batches))]
     tokens = sum(p.real for p in plans[1:])
-    table = Table(title=f"{MODEL}, bf16, {torch.get_num_threads()} threads, {len(batches) - 1} steps of {args.rows} rows, {tokens} raw tokens")
+    shape = f"{len(batches) - 1} steps of {args.rows} rows, {tokens} raw tokens"
+    table = Table(title=f"{MODEL}, bf16, {torch.get_num_threads()} threads, {shape}")
     for name in ("step", "seconds", "raw tokens/s", "ratio"):
         table.add_column(name, justify="left" if name == "step" else "right")
     a, b = (sum(s[k] for s in seconds) for k in (0, 1))

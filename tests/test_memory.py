@@ -151,7 +151,7 @@ def test_merge_over_2000_turns_neither_grows_nor_drifts() -> None:
                 counts.append(sum(issubclass(type(x), Tensor) for x in gc.get_objects()))
     assert max(counts) - min(counts) < 5  # nothing of a turn lives on anywhere in the process
     exact = total / turns
-    kept = torch.stack([x[0, :, 0] for pair in memory._mean for x in pair])
+    kept = torch.stack([x[0, :, 0] for pair in memory.mean for x in pair])
     held = torch.stack([x[0, :, 0] for layer in memory.layers for x in (layer.keys, layer.values)])
     assert kept.dtype == torch.float32
     drift, drift_coarse = ((x - exact).abs().max() / exact.abs().max() for x in (kept, coarse))

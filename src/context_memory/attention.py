@@ -27,7 +27,7 @@ PREFIX = "ccm_"
 
 def mixed(states: Tensor, mix: Mix) -> Tensor:
     """(b, h, n, d) keys or values with the slots overwritten by the weighted sums of their sources, summed in float32 or wider."""
-    b, h, n, d = states.shape
+    b, h, _, d = states.shape
     _, g, c = mix.source.shape
     wide = torch.promote_types(states.dtype, torch.float32)
     index = mix.source.reshape(b, 1, g * c, 1).expand(b, h, g * c, d)

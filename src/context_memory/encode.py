@@ -90,8 +90,6 @@ class Encoder:
         """The text of an answer, end-of-turn and other special tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    # ---- piece by piece, for a memory -------------------------------------------------------------------------------
-
     def context(self, text: str, first: bool) -> list[int]:
         """Token ids of a context segment; the head of the roles stands before the first one."""
         return self.ids((self.roles.head if first else "") + text + "\n")
@@ -100,8 +98,6 @@ class Encoder:
         """A question and the assistant's role, after whatever the memory holds."""
         ids = self.ids((self.roles.head if first else "") + text + self.roles.answer)
         return [self._segment(ids, first=first, prompt=True, compress=self.question == "compress")]
-
-    # ---- examples ---------------------------------------------------------------------------------------------------
 
     def prompt(self, example: Example) -> list[Segment]:
         """The segments before the answer: context, then question. The last one is not compressed unless `prompt=compress`."""

@@ -41,7 +41,7 @@ class GatedLora(LoraVariant):
     def supports_lora_conversion(self) -> bool:
         return False
 
-    def forward(  # type: ignore[override]  # PEFT calls it through the instance
+    def forward(
         self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: object
     ) -> Tensor:
         gate = self.seat.gate

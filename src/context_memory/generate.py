@@ -185,8 +185,6 @@ class Decoder:
             self.memory = self.memory.pick(going)
             self._lanes = [self._lanes[lane] for lane in going]
 
-    # ---- one step ---------------------------------------------------------------------------------------------------
-
     def _step(self) -> None:
         """Feed every row's pending token, and the comp tokens of the rows whose segment has ended; sample the next ones."""
         memory, scheme = self.memory, self.lm.scheme
@@ -253,8 +251,6 @@ class Decoder:
         for row, token in zip(self._lanes, tokens):
             if row is not None:
                 row.pending = token
-
-    # ---- what it costs ----------------------------------------------------------------------------------------------
 
     def _count(self, columns: Sequence[Sequence[Column]]) -> None:
         share = self.memory.nbytes() // self.memory.rows

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import Cache, DynamicCache
+from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from context_memory.errors import InputError
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 SLACK = 16
 """Columns by which a growing buffer is enlarged while decoding, so that not every token copies it."""
-_BLANK = {"kind": PAD, "row": -1, "index": -1}
+BLANK = {"kind": PAD, "row": -1, "index": -1}
+"""What stands in the bookkeeping of an unused column; 0 otherwise."""
+CLOCKS = ("length", "step", "clock", "raw")
 
 
 class Memory(Cache):
@@ -51,11 +53,9 @@ class Memory(Cache):
         empty = build([[(PAD, 0, False, False, 0, 0, 0)] * 0] * rows)
         self.held: Tokens = empty.tokens.map(lambda x: x.to(lm.device))
         self.slot = empty.slot.to(lm.device)
-        self._mean: list[tuple[Tensor, Tensor]] = []
+        self.mean: list[tuple[Tensor, Tensor]] = []
         self._place: tuple[Tensor, Tensor, Tensor] | None = None
         self._span = (0, 0)
-
-    # ---- what transformers calls ------------------------------------------------------------------------------------
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write (rows, h, q, d) fresh keys and values to their columns; return all (rows, h, used columns, d)."""
@@ -84,8 +84,6 @@ class Memory(Cache):
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         return self._span[1], 0
 
-    # ---- running and folding ----------------------------------------------------------------------------------------
-
     def advance(self, plan: Plan, clock: Sequence[int], slack: int = 0) -> Tensor:
         """Run the plan's tokens after what is held and hold them too; (rows, n, hidden) last hidden states.
 
@@ -109,16 +107,18 @@ class Memory(Cache):
         if self.slot.shape[1] < used:
             self._resize(used + slack)
         if len(set(self.length)) == 1 and set(fresh) == {n}:
-            self._place, rows, lanes = None, slice(None), slice(None)
-            columns: Any = slice(self.length[0], used)
+            self._place = None
+            at: Any = (slice(None), slice(self.length[0], used))
+            source: Any = (slice(None), slice(None))
         else:
             rows, lanes = real.nonzero(as_tuple=True)
             columns = torch.tensor(self.length, device=real.device)[rows] + lanes
             self._place = (rows, lanes, columns)
+            at, source = (rows, columns), (rows, lanes)
         self._span = (self.length[0], used)
         for name, value in {**vars(plan.tokens), "slot": plan.slot}.items():
             target = self.slot if name == "slot" else getattr(self.held, name)
-            target[rows, columns] = value[rows, lanes]
+            target[at] = value[source]
         hidden = self.lm.hidden(plan, self, used)
         self.held.index[:, :used] = -1
         self.length = [a + b for a, b in zip(self.length, fresh)]
@@ -163,25 +163,20 @@ class Memory(Cache):
         empty = torch.arange(most, device=order.device) >= counts[:, None]
         for name in (*vars(self.held), "slot"):
             target = self.slot if name == "slot" else getattr(self.held, name)
-            blank = _BLANK.get(name, 0)
+            blank = BLANK.get(name, 0)
             moved = target[which].gather(1, order).masked_fill(empty, blank)
             target[which] = target.new_full((), blank)
             target[which, :most] = moved
         for layer in self.layers:
             for buffer in (layer.keys, layer.values):
                 if buffer is not None:
-                    self._compact(buffer, which, order)
+                    index = order[:, None, :, None].expand(-1, buffer.shape[1], -1, buffer.shape[3])
+                    buffer[which, :, :most] = buffer[which].gather(2, index)
         for r, count in zip(rows, counts.tolist()):
             self.length[r], self.step[r] = count, self.step[r] + 1
         need, have = max(self.length), self.slot.shape[1]
-        if exact and have > need or have - need > 2 * SLACK:
+        if (exact and have > need) or have - need > 2 * SLACK:
             self._resize(need)
-
-    @staticmethod
-    def _compact(buffer: Tensor, rows: Tensor, order: Tensor) -> None:
-        _, h, width, d = buffer.shape
-        index = order[:, None, :, None].expand(-1, h, -1, d)
-        buffer[rows, :, : order.shape[1]] = buffer[rows].gather(2, index[:, :, :, :])
 
     def _average(self, which: Tensor, rates: list[float]) -> None:
         """Update the float32 running averages of these rows and store them in their fresh slot columns."""
@@ -196,10 +191,11 @@ class Memory(Cache):
         comp, slot = columns(COMP), columns(SLOT)
         rate = torch.tensor(rates, dtype=torch.float64, device=which.device)[:, None, None, None]
         for i, layer in enumerate(self.layers):
-            if i == len(self._mean):
+            if i == len(self.mean):
                 wide = torch.promote_types(layer.keys.dtype, torch.float32)
-                self._mean.append(tuple(x.new_zeros(self.rows, x.shape[1], n, x.shape[3], dtype=wide) for x in (layer.keys, layer.values)))  # type: ignore[arg-type]
-            for mean, buffer in zip(self._mean[i], (layer.keys, layer.values)):
+                keys, values = (x.new_zeros(self.rows, x.shape[1], n, x.shape[3], dtype=wide) for x in (layer.keys, layer.values))
+                self.mean.append((keys, values))
+            for mean, buffer in zip(self.mean[i], (layer.keys, layer.values)):
                 fresh = buffer[which[:, None], :, comp].transpose(1, 2)
                 new = ((1 - rate) * mean[which] + rate * fresh).to(mean.dtype)
                 mean[which] = new
@@ -210,7 +206,7 @@ class Memory(Cache):
         have = self.slot.shape[1]
         if width > have:
             grow = (0, width - have)
-            self.held = Tokens(**{name: pad(x, grow, value=_BLANK.get(name, 0)) for name, x in vars(self.held).items()})
+            self.held = Tokens(**{name: pad(x, grow, value=BLANK.get(name, 0)) for name, x in vars(self.held).items()})
             self.slot = pad(self.slot, grow)
             return  # key and value buffers follow when they are next written
         self.held = self.held.map(lambda x: x[:, :width].clone())
@@ -218,8 +214,6 @@ class Memory(Cache):
         for layer in self.layers:
             if layer.keys is not None:
                 layer.keys, layer.values = layer.keys[:, :, :width].clone(), layer.values[:, :, :width].clone()
-
-    # ---- segments ---------------------------------------------------------------------------------------------------
 
     def run(self, segments: Sequence[Sequence[Segment]]) -> Tensor:
         """Run segments row by row (each list ends with at most one compressed segment) and fold where one closed."""
@@ -266,8 +260,6 @@ class Memory(Cache):
         """Close the segment that was read since the last boundary."""
         self.run([[Segment(())]] * self.rows)
 
-    # ---- as a value -------------------------------------------------------------------------------------------------
-
     @property
     def tokens(self) -> int:
         """Entries a layer of the longest row."""
@@ -276,13 +268,11 @@ class Memory(Cache):
     def nbytes(self) -> int:
         """Bytes of the keys, values and running averages that are alive, padding included (`untyped_storage`)."""
         alive = [x for layer in self.layers for x in (layer.keys, layer.values) if x is not None]
-        alive += [x for pair in self._mean for x in pair]
+        alive += [x for pair in self.mean for x in pair]
         return sum(x.untyped_storage().nbytes() for x in alive)
 
     def save(self, path: str | Path) -> None:
         """Write the memory to a safetensors file, whole or not at all; `lm.open` reads it."""
-        from context_memory import memory_file
-
         memory_file.save(self, path)
 
     def fork(self) -> Memory:
@@ -291,69 +281,19 @@ class Memory(Cache):
 
     def pick(self, rows: Sequence[int]) -> Memory:
         """Some of the rows, in this order, as a memory of their own."""
-        other = Memory(self.lm, len(rows))
-        which = torch.tensor(list(rows), dtype=torch.long, device=self.slot.device)
-        for name in ("length", "step", "clock", "raw"):
-            setattr(other, name, [getattr(self, name)[r] for r in rows])
-        width = max(other.length, default=0)
-        other.held = self.held.map(lambda x: x[which, :width])
-        other.slot = self.slot[which, :width]
-        for mine, theirs in zip(self.layers, other.layers):
-            if mine.keys is not None:
-                theirs.keys, theirs.values = mine.keys[which, :, :width], mine.values[which, :, :width]
-                theirs.is_initialized = True
-        other._mean = [(k[which], v[which]) for k, v in self._mean]
-        return other
+        return memory_rows.pick(self, rows)
 
     @classmethod
     def batch(cls, memories: Sequence[Memory]) -> Memory:
         """Several memories of one model, of any lengths, as the rows of one."""
-        first = memories[0]
-        whole = cls(first.lm, sum(m.rows for m in memories))
-        width = max(m.tokens for m in memories)
-        for name in ("length", "step", "clock", "raw"):
-            setattr(whole, name, [x for m in memories for x in getattr(m, name)])
-
-        def wide(x: Tensor, dim: int, value: int = 0) -> Tensor:
-            return pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, width - x.shape[dim]), value=value)
-
-        whole.held = Tokens(**{n: torch.cat([wide(getattr(m.held, n)[:, : m.tokens], 1, _BLANK.get(n, 0)) for m in memories]) for n in vars(first.held)})
-        whole.slot = torch.cat([wide(m.slot[:, : m.tokens], 1) for m in memories])
-        some = next((m for m in memories if m.layers[0].keys is not None), None)
-        for i, layer in enumerate(whole.layers):
-            if some is None:
-                break
-            for name in ("keys", "values"):
-                like = getattr(some.layers[i], name)
-                parts = [getattr(m.layers[i], name) for m in memories]
-                parts = [like.new_zeros(m.rows, like.shape[1], 0, like.shape[3]) if p is None else p[:, :, : m.tokens] for m, p in zip(memories, parts)]
-                setattr(layer, name, torch.cat([wide(p, 2) for p in parts]))
-            layer.is_initialized = True
-        mean = next((m._mean for m in memories if m._mean), [])
-        for i, pair in enumerate(mean):
-            both = [m._mean[i] if m._mean else tuple(x.new_zeros(m.rows, *x.shape[1:]) for x in pair) for m in memories]
-            whole._mean.append((torch.cat([p[0] for p in both]), torch.cat([p[1] for p in both])))
-        return whole
+        return memory_rows.batch(memories)
 
     def inputs(self, prompt: str | Sequence[int]) -> dict[str, Any]:
         """What the stock `model.generate` needs to go on from this memory (one row); the memory itself is not touched."""
-        ids = list(self._question(prompt))
-        cache = DynamicCache()
-        for i, layer in enumerate(self.layers):
-            if layer.keys is not None:
-                cache.update(layer.keys[:, :, : self.tokens].clone(), layer.values[:, :, : self.tokens].clone(), i)
-        n = self.tokens + len(ids)
-        position = torch.arange(self.clock[0], self.clock[0] + len(ids), device=self.slot.device)[None]
-        held = torch.zeros(1, self.tokens, dtype=torch.long, device=self.slot.device)
-        return {
-            "input_ids": torch.cat([held, torch.tensor([ids], device=held.device)], 1),
-            "attention_mask": torch.ones(1, n, dtype=torch.long, device=held.device),
-            "position_ids": position,
-            "past_key_values": cache,
-        }
+        return memory_rows.inputs(self, self._question(prompt))
 
     def __repr__(self) -> str:
         return f"Memory(rows={self.rows}, step={self.step}, entries={self.length}, raw={self.raw}, bytes={self.nbytes()})"
 
 
-
+from context_memory import memory_file, memory_rows  # noqa: E402  # both make memories

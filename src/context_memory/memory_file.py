@@ -16,14 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from context_memory.errors import UserError
-from context_memory.memory import Memory
+from context_memory.memory import CLOCKS, Memory
 from context_memory.plan import Tokens
 
 if TYPE_CHECKING:
     from context_memory.model import CompressedLM
 
 FORMAT = "context-memory 1"
-CLOCKS = ("length", "step", "clock", "raw")
 
 
 def save(memory: Memory, path: str | Path) -> None:
@@ -36,7 +35,7 @@ def save(memory: Memory, path: str | Path) -> None:
     for i, layer in enumerate(memory.layers):
         if layer.keys is not None:
             tensors |= {f"{i}.keys": layer.keys[:, :, :width], f"{i}.values": layer.values[:, :, :width]}
-    for i, (keys, values) in enumerate(memory._mean):
+    for i, (keys, values) in enumerate(memory.mean):
         tensors |= {f"{i}.mean_keys": keys, f"{i}.mean_values": values}
     header = {"format": FORMAT, "belongs_to": json.dumps(memory.lm.identity(), sort_keys=True)}
     partial = path.with_name(path.name + ".partial")
@@ -64,7 +63,8 @@ def read(lm: CompressedLM, path: str | Path) -> Memory:
     theirs, ours = json.loads(header["belongs_to"]), lm.identity()
     for name, value in ours.items():
         if theirs.get(name) != value:
-            raise UserError(f"the memory '{path}' was written with {name} {theirs.get(name)!r}, this model has {value!r}; open it with the one that wrote it.")
+            was = theirs.get(name)
+            raise UserError(f"memory '{path}' was written with {name} {was!r}, here is {value!r}; open it with the one that wrote it.")
     memory = Memory(lm, len(tensors["length"]))
     for name in CLOCKS:
         setattr(memory, name, tensors[name].tolist())
@@ -75,5 +75,5 @@ def read(lm: CompressedLM, path: str | Path) -> Memory:
             layer.keys, layer.values = tensors[f"{i}.keys"].to(lm.device), tensors[f"{i}.values"].to(lm.device)
             layer.is_initialized = True
         if f"{i}.mean_keys" in tensors:
-            memory._mean.append((tensors[f"{i}.mean_keys"].to(lm.device), tensors[f"{i}.mean_values"].to(lm.device)))
+            memory.mean.append((tensors[f"{i}.mean_keys"].to(lm.device), tensors[f"{i}.mean_values"].to(lm.device)))
     return memory

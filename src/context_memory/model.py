@@ -83,8 +83,6 @@ class CompressedLM(nn.Module):
         # Not a submodule: the LoRA weights live in `base` already.
         object.__setattr__(self, "peft", peft)
 
-    # ---- facts ------------------------------------------------------------------------------------------------------
-
     @property
     def device(self) -> torch.device:
         return next(self.base.parameters()).device
@@ -103,8 +101,6 @@ class CompressedLM(nn.Module):
         config = self.base.config
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return 2 * self.n_layers * config.num_key_value_heads * size * self.base.dtype.itemsize
-
-    # ---- running ----------------------------------------------------------------------------------------------------
 
     def hidden(self, plan: Plan, memory: Memory | None = None, used: int = 0, adapter: bool = True) -> Tensor:
         """(b, n, hidden) last hidden states of the plan's tokens, after the first `used` columns of a memory if one is given.
@@ -129,7 +125,7 @@ class CompressedLM(nn.Module):
             inputs_embeds=embedded, attention_mask=mask, position_ids=position_ids, past_key_values=memory,
             use_cache=memory is not None, **extra,
         )  # fmt: skip
-        return out.last_hidden_state  # type: ignore[no-any-return]
+        return out.last_hidden_state
 
     def _mask(self, plan: Plan, memory: Memory | None, used: int, dtype: torch.dtype) -> tuple[Any, Tensor | None]:
         """The mask in the form that the implementation takes, or None where plain causal attention is what is wanted."""
@@ -166,8 +162,6 @@ class CompressedLM(nn.Module):
         """(b, n, vocabulary) logits in one pass."""
         return self.logits(self.hidden(plan))
 
-    # ---- using ------------------------------------------------------------------------------------------------------
-
     @classmethod
     def load(cls, name: str, adapter: str | Path | None = None, **settings: Any) -> CompressedLM:
         """A model by name (known name, hub id, folder or .gguf file) with an adapter folder; see `loading.load`."""
@@ -182,17 +176,19 @@ class CompressedLM(nn.Module):
 
         config = Config.from_dict(self.card.config) if self.card is not None else None
         if config is None or not config.boundary:
-            return Encoder(self.tokenizer, plugins.make("boundaries", "newline"), [plugins.make("pins", "prompt")])  # type: ignore[arg-type, list-item]
+            newline, prompt = plugins.make("boundaries", "newline"), plugins.make("pins", "prompt")
+            return Encoder(self.tokenizer, newline, [prompt])  # type: ignore[arg-type, list-item]
         return Encoder(self.tokenizer, config.make("boundary"), config.make("pins"), chat=config.model.chat, prompt=config.model.prompt)
 
     def identity(self) -> dict[str, str]:
         """What a memory file belongs to."""
         config = self.base.config
+        words = sorted(self.tokenizer.get_vocab().items()) if self.tokenizer is not None else []
         return {
             "model": str(self.facts) if self.facts is not None else f"{config.model_type} ({self.n_layers} layers)",
             "weights": self.facts.weights if self.facts is not None else "",
             "adapter": json.dumps([self.card.files if self.card is not None else {}, self.task[1] if self.task is not None else ""]),
-            "tokenizer": hashlib.sha256(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode()).hexdigest() if self.tokenizer else "",
+            "tokenizer": hashlib.sha256(json.dumps(words).encode()).hexdigest(),
             "scheme": f"{self.scheme!r} positions={self.positions}",
         }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -200,7 +201,7 @@ def layout(
     if not columns:
         raise InputError("nothing to lay out: every segment is empty; give at least one token.")
     plan = build([columns])
-    for (here, _, s), (there, loss, _) in zip(raw, raw[1:]):
+    for (here, _, s), (there, loss, _) in pairwise(raw):
         if loss and (supervise == "all" or s > first):
             plan.labels[0, here] = plan.ids[0, there]
     return replace(plan, groups=torch.tensor(groups, dtype=torch.long).reshape(1, -1, 4))

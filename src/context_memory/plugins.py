@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from functools import lru_cache
+from functools import cache
 
 
-@lru_cache(maxsize=None)
+@cache
 def keys(folder: str) -> tuple[str, ...]:
     """The names of the plug-ins in `context_memory.<folder>`, sorted."""
     package = importlib.import_module(f"context_memory.{folder}")

@@ -6,10 +6,10 @@ known distance: a model that forgets its steps can only redo the whole chain in 
 arithmetic is easy, so what is measured is memory.
 
 >>> print(Tally.samples[1].target)
-The white box got 16 pens on Monday and 10 on Tuesday, 16 + 10 = 26, so the white box has 26.
-Compared with the white box, the red box got 2 fewer pens, 26 - 2 = 24, so the red box has 24.
-Compared with the white box, the golden box got 6 more pens, 26 + 6 = 32, so the golden box has 32.
-#### 32
+Julia folded 16 shirts on Monday and 10 on Tuesday, 16 + 10 = 26, so Julia has 26.
+Compared with Julia, Adam folded 2 fewer shirts, 26 - 2 = 24, so Adam has 24.
+Compared with Julia, Lena folded three times as many shirts, 26 * 3 = 78, so Lena has 78.
+#### 78
 """
 
 from __future__ import annotations
@@ -157,14 +157,14 @@ class Tally(Dataset):
     """Word problems of `min_steps` to `max_steps` steps, with up to `distractors` unrelated sentences. Splits share no problem,
     under any settings.
 
-    After the first step, what is added or taken away is at most `max_operand` (99: whatever comes). With one digit the
+    After the first step, what is added or taken away is at most `max_operand` (99: whatever comes). With small ones the
     arithmetic is within reach of a small model, and an error is a lapse of memory.
     """
 
     seed: int = 0
     min_steps: int = 3
     max_steps: int = 8
-    max_operand: int = 9
+    max_operand: int = 5
     distractors: int = 2
     train: int = 20_000
     validation: int = 500

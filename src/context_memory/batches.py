@@ -19,7 +19,6 @@ from context_memory.config import TrainingConfig
 from context_memory.encode import Encoder
 from context_memory.errors import UserError
 from context_memory.plan import Plan, Tokens, layout, pack, stack
-from context_memory.plugins import find
 from context_memory.schemes.base import Scheme
 from context_memory.text import Example, Segment
 
@@ -84,13 +83,11 @@ class Rows:
         return _stacked([[self.plan(i) for i in row] for row in batch])
 
     def teacher(self, index: int) -> Plan:
-        """The example in the full context, with the same labels in the same order (b = 1)."""
-        found = self[index]
-        assert found is not None
-        plan = layout(found[0], find("schemes", "full")(), supervise=self.supervise)
-        t = plan.tokens
-        one = replace(t, segment=torch.zeros_like(t.segment), reads=torch.ones_like(t.reads), pin=torch.zeros_like(t.pin))
-        return replace(plan, tokens=one, groups=plan.groups[:, :0])
+        """The same text with nothing compressed or forgotten, and the same labels in the same order (b = 1)."""
+        plan = self.plan(index)
+        raw = plan.tokens.raw
+        whole = layout([Segment(tuple(plan.ids[raw].tolist()), compress=False, target=True)], self.scheme)
+        return replace(whole, labels=plan.labels[raw][None])
 
 
 class Schedule(TorchDataset[list[Row]]):
@@ -117,17 +114,10 @@ class Schedule(TorchDataset[list[Row]]):
 
     def _epochs(self) -> Iterator[list[Row]]:
         epoch = 0
+        if not len(self.rows):
+            self._nothing(0)
         while True:
-            found = False
-            for batch in self.epoch(epoch):
-                found = True
-                yield batch
-            if not found:
-                left = self.rows.left
-                raise UserError(
-                    f"nothing to train on: of {len(self.rows)} examples {left.too_long} are longer than training.max_tokens="
-                    f"{self.training.max_tokens}, and {left.no_label} have no target after their first compression."
-                )
+            yield from self.epoch(epoch)
             epoch += 1
 
     def epoch(self, epoch: int) -> Iterator[list[Row]]:
@@ -136,13 +126,22 @@ class Schedule(TorchDataset[list[Row]]):
         order = list(range(len(self.rows)))
         if self.shuffle:
             random.Random(f"{seed} {epoch}").shuffle(order)
-        size = BLOCK if self.shuffle else len(order)
-        for start in range(0, len(order), max(size, 1)):
+        size = BLOCK if self.shuffle else max(len(order), 1)
+        for start in range(0, len(order), size):
             usable = [(found[1], i) for i in order[start : start + size] if (found := self.rows[i]) is not None]
+            if not usable and not start:
+                self._nothing(min(size, len(order)))
             batches = list(self._packed(usable) if self.training.packing else self._alike(usable))
             if self.shuffle:
                 random.Random(f"{seed} {epoch} {start}").shuffle(batches)
             yield from batches
+
+    def _nothing(self, looked: int) -> None:
+        left = self.rows.left
+        raise UserError(
+            f"nothing to train on in {looked} examples at random: {left.too_long} are longer than training.max_tokens="
+            f"{self.rows.max_tokens}, and {left.no_label} have no target after their first compression."
+        )
 
     def _alike(self, usable: list[tuple[int, int]]) -> Iterator[list[Row]]:
         """Rows of like length, as many as there is room for."""

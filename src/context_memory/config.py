@@ -111,7 +111,7 @@ class DataExtras:
 
 @dataclass
 class Config:
-    """The whole of it. Groups of plug-ins are plain mappings, `{"name": "concat", "n_comp": 2, ...}`; pins map name -> settings."""
+    """The whole of it. Groups of plug-ins are mappings, `{"name": "concat", "n_comp": 2, ...}`; pins map name -> settings."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: dict[str, Any] = field(default_factory=dict)

@@ -9,7 +9,8 @@ import torch
 
 from context_memory import gate
 from context_memory.config import Config
-from context_memory.train import prepare, run_folder
+from context_memory.job import prepare
+from context_memory.train import run_folder
 from context_memory.trainer import Learner
 
 
@@ -28,11 +29,8 @@ def estimate(config: Config) -> str:
     start = time.perf_counter()
     learner(**batch)["loss"].backward()
     seconds = (time.perf_counter() - start) * sum(b["ids"].numel() for b in batches) / len(batches) / widest["ids"].numel()
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if lm.device.type == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
+    cuda = lm.device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     adam = 8 * gate.trainable(lm)
     micro = len(job.schedule)
     total = seconds * micro
@@ -41,9 +39,10 @@ def estimate(config: Config) -> str:
             f"run         {run_folder(config)}",
             f"model       {lm.facts}, {lm.base.dtype}, scheme {lm.scheme}, gate {lm.gate}",
             f"parameters  {gate.trainable(lm):,} trained of {sum(p.numel() for p in lm.parameters()):,}",
-            f"data        {len(job.schedule.rows):,} examples; {micro:,} micro-batches of {rows:.1f} rows, {raw:,.0f} raw tokens, {labels:,.0f} labels",
+            f"data        {len(job.schedule.rows):,} examples; {micro:,} micro-batches of some {rows:.1f} rows, "
+            f"{raw:,.0f} raw tokens, {labels:,.0f} labels",
             f"steps       {job.steps:,} updates, {raw * micro:,.0f} raw tokens",
-            f"time        {total / 60:.1f} minutes at {raw / seconds:,.0f} raw tokens/s (one micro-batch measured), evaluations not counted",
+            f"time        {total / 60:.1f} minutes without evaluations, at {raw / seconds:,.0f} raw tokens/s (measured)",
             f"memory      {(peak + adam) / 2**30:.2f} GiB at the peak",
         ]
     )

@@ -123,7 +123,7 @@ def cast(model: nn.Module, dtype: torch.dtype) -> None:
     """Round the parameters, once. Not `.to(dtype)`: that would round the rotary frequencies too."""
     for p in model.parameters():
         p.data = p.data.to(dtype)
-    model.config.dtype = dtype  # type: ignore[union-attr]
+    model.config.dtype = dtype
 
 
 def build(config: Config) -> CompressedLM:
@@ -172,8 +172,8 @@ def targets(config: Config) -> list[str]:
 
 def card_of(lm: CompressedLM, config: Config, place: Path) -> Card:
     """The card of an adapter that is to be saved at `place`."""
-    base: Base = lm.facts
-    task = None
+    base, task = lm.facts, None
+    assert base is not None, "a model that nobody loaded by name has no card"
     if lm.task is not None:
         path, digest = lm.task
         task = Task(os.path.relpath(path.resolve(), place.resolve()), digest)
@@ -181,22 +181,13 @@ def card_of(lm: CompressedLM, config: Config, place: Path) -> Card:
     tree["model"] = {**tree["model"], "name": base.name, "adapter": task and task.path}
     tree["data"] = {k: Path(v).name if isinstance(v, str) and os.path.isabs(v) else v for k, v in tree["data"].items()}
     tree |= {"output": "result", "run_id": None}  # where it was trained means nothing elsewhere
-    return Card(
-        base=base,
-        task=task,
-        scheme=config.scheme,
-        positions=lm.positions,
-        gate=lm.gate,
-        boundary=config.boundary,
-        pins=config.pins,
-        config=tree,
-    )
+    return Card(base, task, config.scheme, lm.positions, lm.gate, config.boundary, config.pins, tree)
 
 
 def _scheme(card: Card | None) -> Scheme:
     if card is None or card.is_task:
         return plugins.make("schemes", "full")  # type: ignore[return-value]
-    return Config(scheme=card.scheme).make("scheme")  # type: ignore[no-any-return]
+    return Config(scheme=card.scheme).make("scheme")
 
 
 def _task(adapter: Path, card: Card) -> Path | None:

@@ -30,7 +30,7 @@ def cross_entropy(hidden: Tensor, labels: Tensor, head: Head, vocabulary: int) -
 
 
 def distillation(hidden: Tensor, teacher: Tensor, head: Head, vocabulary: int) -> Tensor:
-    """Sum over rows of KL(teacher || student), from (N, hidden) last hidden states of the same tokens; gradient to the student alone.
+    """Sum over rows of KL(teacher || student), from (N, hidden) states of the same tokens; gradient to the student alone.
 
     Raises:
         ValueError: the rows do not line up.
@@ -52,7 +52,7 @@ def _wide(x: Tensor) -> Tensor:
 
 def _summed(fn: Callable[..., Tensor], hidden: Tensor, others: tuple[Tensor, ...], vocabulary: int) -> Tensor:
     size = max(1, CHUNK_BYTES // (4 * vocabulary))
-    return _Chunked.apply(hidden, fn, others, size)  # type: ignore[no-any-return, no-untyped-call]
+    return _Chunked.apply(hidden, fn, others, size)
 
 
 class _Chunked(torch.autograd.Function):
@@ -74,5 +74,5 @@ class _Chunked(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, None, None]:
         return (None if ctx.grad is None else ctx.grad * upstream.to(ctx.grad.dtype)), None, None, None

@@ -87,9 +87,8 @@ class Progress(TrainerCallback):
                 self.bar.set_postfix(text)
             else:
                 lr = logs.get("learning_rate", 0.0)
-                self._say(
-                    f"step {state.global_step}/{self.steps}  loss {text['loss']}  lr {lr:.1e}  {text['tokens/s']} tokens/s  {_span(left)} left"
-                )
+                speed = f"{text['tokens/s']} tokens/s  {_span(left)} left"
+                self._say(f"step {state.global_step}/{self.steps}  loss {text['loss']}  lr {lr:.1e}  {speed}")
         elif "eval_loss" in logs:
             self._say(f"step {state.global_step}/{self.steps}  evaluation loss {logs['eval_loss']:.4f}")
 

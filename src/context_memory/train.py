@@ -107,7 +107,8 @@ def _run(job: Job, folder: Path, told: list[str], main: bool) -> Result:
     if best is not None:
         put_back(learner, best[2])
     lm.eval()
-    result = Result(folder, folder / "adapter", steps, not clock.stopped, *(best[:2] if best else (None, None)), final)
+    loss, step = (best[0], best[1]) if best else (None, None)
+    result = Result(folder, folder / "adapter", steps, not clock.stopped, loss, step, final)
     if main:
         folders.save(lm, result.adapter, card_of(lm, config, result.adapter))
         note = {k: v for k, v in asdict(result).items() if k not in ("folder", "adapter")}

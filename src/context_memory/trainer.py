@@ -21,7 +21,8 @@ from transformers import Trainer, TrainingArguments
 
 from context_memory import loss as losses
 from context_memory.adapter import write_json
-from context_memory.batches import Collate, Schedule, to_plan
+from context_memory.batches import Collate, to_plan
+from context_memory.job import Job
 from context_memory.model import CompressedLM
 from context_memory.plan import IGNORE, Plan
 
@@ -82,27 +83,29 @@ def put_back(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 class CcmTrainer(Trainer):
     """Our batches, our evaluation, our checkpoints."""
 
+    control: Any
+
     def __init__(
-        self, learner: Learner, args: TrainingArguments, schedule: Schedule, evaluation: Schedule | None, collate: Collate,
-        patience: int, journal: Callable[[dict[str, Any]], None], **kwargs: Any,
-    ) -> None:  # fmt: skip
-        super().__init__(
-            model=learner, args=args, train_dataset=schedule, eval_dataset=evaluation, data_collator=collate, **kwargs
-        )
+        self, learner: Learner, args: TrainingArguments, job: Job, journal: Callable[[dict[str, Any]], None], **kwargs: Any
+    ) -> None:
+        data = {"train_dataset": job.schedule, "eval_dataset": job.evaluation, "data_collator": job.collate}
+        super().__init__(model=learner, args=args, **data, **kwargs)
         self.model_accepts_loss_kwargs = True
-        self.evaluation, self.patience, self.journal = evaluation, patience, journal
+        self.evaluation, self.patience, self.journal = job.evaluation, job.config.training.patience, journal
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
         """Lowest evaluation loss, its step, its parameters."""
         self.worse = 0
         """Evaluations since."""
         self.evaluated = -1
-        """The step of the last evaluation."""
+        """The step of the last evaluation,"""
+        self.last_loss: float | None = None
+        """and what it said."""
         self.raw_tokens = 0
         """Raw tokens trained on in this process since the last log."""
         self._since, self._aside = time.perf_counter(), 0.0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)  # type: ignore[arg-type]
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         self.raw_tokens = self.raw_tokens + (inputs["kind"] == 0).sum()  # type: ignore[assignment]  # a tensor: not waited for
@@ -111,17 +114,17 @@ class CcmTrainer(Trainer):
     # ---- evaluation -------------------------------------------------------------------------------------------------
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Mean loss per label over all evaluation examples; keeps the best parameters and counts the rest."""
+        """Mean cross-entropy per label of the evaluation examples, whatever is trained on; keeps the best parameters."""
         if self.evaluation is None:
             return {}
         start = time.perf_counter()
-        model = self.model
+        model, collate = self.model, Collate(self.evaluation.rows)
         model.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         world, rank = self.args.world_size, self.args.process_index
         with torch.no_grad():
             for i in range(rank, len(self.evaluation), world):
-                batch = self._prepare_inputs(self.data_collator([self.evaluation[i]]))
+                batch = self._prepare_inputs(collate([self.evaluation[i]]))
                 count = (batch["labels"] != IGNORE).sum()
                 total += torch.stack([model(**batch)["loss"].double() * count, count.double()])
         if world > 1:
@@ -138,13 +141,19 @@ class CcmTrainer(Trainer):
     def _judge(self, mean: float) -> None:
         if self.evaluated == self.state.global_step:
             return
-        self.evaluated = self.state.global_step
+        self.evaluated, self.last_loss = self.state.global_step, mean
         if self.best is None or mean < self.best[0]:
             self.best, self.worse = (mean, self.state.global_step, copied(self.model)), 0
         else:
             self.worse += 1
             if self.patience and self.worse >= self.patience:
-                self.control.should_training_stop = True
+                self.control.should_training_stop = self.control.should_save = True
+
+    def last_evaluation(self) -> float | None:
+        """The evaluation loss of the parameters as they are now."""
+        if self.evaluation is not None and self.evaluated != self.state.global_step:
+            self.evaluate()
+        return self.last_loss
 
     # ---- logging ----------------------------------------------------------------------------------------------------
 
@@ -166,7 +175,7 @@ class CcmTrainer(Trainer):
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)  # type: ignore[arg-type]
+        folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MARKER).unlink(missing_ok=True)
         save_file(copied(self.model), folder / TRAINED)
@@ -179,9 +188,11 @@ class CcmTrainer(Trainer):
         if self.args.world_size > 1:
             self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"  # type: ignore[arg-type]
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             best = None if self.best is None else {"loss": self.best[0], "step": self.best[1]}
-            write_json(folder / PROGRESS, {"best": best, "worse": self.worse, "evaluated": self.evaluated})
+            write_json(
+                folder / PROGRESS, {"best": best, "worse": self.worse, "evaluated": self.evaluated, "loss": self.last_loss}
+            )
             (folder / MARKER).touch()
         self._aside += time.perf_counter() - start
 
@@ -189,7 +200,7 @@ class CcmTrainer(Trainer):
         folder = Path(resume_from_checkpoint)
         put_back(self.model, load_file(folder / TRAINED))
         progress = json.loads((folder / PROGRESS).read_text())
-        self.worse, self.evaluated = progress["worse"], progress["evaluated"]
+        self.worse, self.evaluated, self.last_loss = progress["worse"], progress["evaluated"], progress.get("loss")
         if progress["best"] is not None:
             self.best = (progress["best"]["loss"], progress["best"]["step"], load_file(folder / BEST))
 

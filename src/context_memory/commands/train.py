@@ -38,6 +38,5 @@ def run(config: object, dry_run: bool = False) -> None:
         return
     result = train_(config)
     best = f", best evaluation loss {result.best_loss:.4f} at step {result.best_step}" if result.best_loss is not None else ""
-    print(
-        f"{'finished' if result.finished else 'stopped; the same command goes on'}: {result.steps} steps{best}\nadapter: {result.adapter}"
-    )
+    print(f"{'finished' if result.finished else 'stopped, the same command goes on'} after {result.steps} steps{best}")
+    print(f"adapter: {result.adapter}")

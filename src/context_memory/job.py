@@ -1,0 +1,121 @@
+"""What a training needs, made and checked before it starts: model, rows, schedule."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from context_memory.batches import Collate, Rows, Schedule
+from context_memory.config import Config
+from context_memory.encode import Encoder
+from context_memory.errors import UserError
+from context_memory.loading import build
+from context_memory.model import CompressedLM
+
+
+@dataclass
+class Job:
+    """A training that can start."""
+
+    config: Config
+    lm: CompressedLM
+    schedule: Schedule
+    evaluation: Schedule | None
+    collate: Collate
+    steps: int
+
+
+def prepare(config: Config, lm: CompressedLM | None = None) -> Job:
+    """Model, data and schedule.
+
+    Raises:
+        UserError: settings that contradict each other, or a batch in which the scheme hides nothing.
+    """
+    threads(config.training.threads)
+    lm = lm if lm is not None else build(config)
+    if config.training.gradient_checkpointing:
+        lm.base.activation_checkpointing_enable({"use_reentrant": False})
+    t = config.training
+    encoder = Encoder(
+        lm.tokenizer, config.make("boundary"), config.make("pins"), chat=config.model.chat, prompt=config.model.prompt
+    )
+    supervise = "memory" if lm.gate == "comp" else "all"
+    longest = min(t.max_tokens, lm.max_positions)
+
+    def rows(split: str, limit: int | None, ratio: float = 1.0) -> Rows:
+        try:
+            examples = config.make("data").examples(split)
+        except ValueError as e:
+            raise UserError(f"data={config.data['name']}: {e}") from e
+        count = max(1, int(len(examples) * ratio))
+        examples = examples[: min(count, limit) if limit is not None else count]
+        return Rows(examples, encoder, lm.scheme, lm.positions, supervise, longest)
+
+    train = rows("train", config.data["max_train_samples"], config.data["train_ratio"])
+    limits = [n for n in (t.eval_samples, config.data["max_eval_samples"]) if n is not None]
+    schedule = Schedule(train, t)
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    per_step = t.accumulate * world
+    steps = t.max_steps or max(1, round(t.epochs * schedule.per_epoch / per_step))
+    schedule.size = steps * per_step
+    evaluation = None
+    if min(limits) > 0:
+        evaluation = Schedule(rows("validation", min(limits)), t, shuffle=False)
+        len(evaluation)
+    if lm.scheme.hides:
+        must_hide(schedule, lm)
+    must_fit(schedule, lm, config)
+    return Job(config, lm, schedule, evaluation, Collate(train, teacher=t.loss == "distill"), steps)
+
+
+def must_hide(schedule: Schedule, lm: CompressedLM, batches: int = 3) -> None:
+    """Raises UserError if the first micro-batches hide nothing: the scheme would be trained without compression."""
+    for i in range(min(batches, len(schedule))):
+        if not schedule.rows.stacked(schedule[i]).hides(lm.scheme):
+            raise UserError(
+                f"micro-batch {i} hides no token from a later one: nothing would be compressed or learnt. Does boundary "
+                f"'{type(schedule.rows.encoder.boundary).__name__.lower()}' ever end a segment of this data, and do the pins "
+                "leave anything to forget?"
+            )
+
+
+def threads(wanted: int | None) -> None:
+    """As many threads as this process has cores; several processes share them."""
+    if wanted is None and "OMP_NUM_THREADS" in os.environ:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(wanted or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def must_fit(schedule: Schedule, lm: CompressedLM, config: Config) -> None:
+    """Raises UserError if a micro-batch has no hope of fitting: some systems kill a process rather than refuse it memory."""
+    t, c = config.training, lm.base.config
+    tokens = max(schedule.rows.stacked(schedule[i]).ids.numel() for i in range(min(8, len(schedule))))
+    # What a layer keeps for its backward pass, measured on llama: some 8 hidden and 3 intermediate activations a token.
+    a_layer = (8 * c.hidden_size + 3 * c.intermediate_size) * lm.base.dtype.itemsize
+    layers = c.num_hidden_layers
+    saved = layers * c.hidden_size * lm.base.dtype.itemsize + a_layer if t.gradient_checkpointing else layers * a_layer
+    need = tokens * saved
+    if need > (room := available(lm.device)):
+        raise UserError(
+            f"a micro-batch of {tokens:,} tokens needs {need / 2**30:,.1f} GiB and this device has {room / 2**30:,.1f} left. "
+            + lower(config)
+        )
+
+
+def available(device: torch.device) -> int:
+    """Bytes that the device could still give."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil  # type: ignore[import-untyped]
+
+    return int(psutil.virtual_memory().available)
+
+
+def lower(config: Config) -> str:
+    """What to do where memory is short."""
+    t = config.training
+    size = f"training.batch_size={t.batch_size}" if t.batch_size else f"training.tokens_per_batch={t.tokens_per_batch}"
+    return f"Lower {size} (and raise training.accumulate to keep the batch), or set training.gradient_checkpointing=true."

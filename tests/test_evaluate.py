@@ -18,7 +18,8 @@ from context_memory.boundaries.base import Boundary
 from context_memory.data.base import Dataset
 from context_memory.encode import Encoder
 from context_memory.errors import UserError
-from context_memory.evaluate import Settings, evaluate, likelihoods, peak_if_said
+from context_memory.evaluate import Settings, evaluate, likelihoods
+from context_memory.footprint import peak_if_said
 from context_memory.intervals import mcnemar, paired_difference, wilson
 from context_memory.loading import load
 from context_memory.metrics import Prediction, summarise, versus
@@ -71,6 +72,7 @@ def test_a_row_by_itself() -> None:
     m = summarise([line(0, 1, peak=10), line(1, 0, peak=14, nll=6.0, reason="length")], kv_bytes=3)
     assert (m.n, m.scores["correct"].mean, m.nll, m.nll_tokens) == (2, 0.5, 1.0, 8)
     assert m.peak_reasoning_kv is not None and m.peak_reasoning_kv.mean == 12 and m.peak_reasoning_bytes == 36
+    assert (m.mean_kv_bytes, m.mean_reasoning_bytes) == (24, 12)
     assert (m.peak_kv, m.peak_kv_bytes, m.max_kv_bytes, m.compressions) == (17, 1200, 1400, 2)
     assert (m.tokens, m.tokens_per_second, m.equal_length_ratio, m.cut_off) == (20, 10, 0.25, 0.5)
     with pytest.raises(ValueError, match="nothing to summarise"):
@@ -287,3 +289,20 @@ def test_likelihood_depends_on_what_is_hidden(toy: Path) -> None:
         return likelihoods(lm, [layout(segments, lm.scheme, lm.positions)])[0][0]
 
     assert abs(nll(lms[0]) - nll(lms[1])) > 1e-3
+
+
+def test_an_item_longer_than_the_model_is_named(toy: Path, tmp_path: Path) -> None:
+    lm = load(str(toy), scheme=scheme("full"))
+    long = Example("x" * 5000, "y", id="echo/long")
+    encoder = Encoder(lm.tokenizer, plugins.make("boundaries", "newline"))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"item 'echo/long' ends at position 50\d\d and the model has 4096"):
+        evaluate(lm, encoder, Echo(), [long], Settings(), tmp_path)
+
+
+def test_a_batch_that_does_not_fit_says_what_to_lower(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    def full(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr("context_memory.evaluate.Decoder", full)
+    with pytest.raises(UserError, match=r"a batch of 3 does not fit this device; lower evaluation\.batch_size"):
+        run("full")

@@ -22,6 +22,7 @@ from context_memory.attention import implementation_of
 from context_memory.data.base import Dataset
 from context_memory.encode import Encoder
 from context_memory.errors import UserError
+from context_memory.footprint import as_fed, peak_if_said
 from context_memory.generate import Decoder
 from context_memory.loss import cross_entropy
 from context_memory.metrics import Metrics, Prediction, summarise
@@ -29,7 +30,7 @@ from context_memory.model import CompressedLM
 from context_memory.plan import IGNORE, Plan, layout, stack
 from context_memory.records import Store, facts_of_this_run
 from context_memory.schemes.base import Scheme
-from context_memory.text import Example, Segment
+from context_memory.text import Example
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,11 @@ class _Item:
         self.prompt = encoder.prompt(example)
         segments = encoder.segments(example)
         self.plan = layout(segments, lm.scheme, lm.positions)
+        if (last := int(self.plan.tokens.position.max())) >= lm.max_positions:
+            limit = f"and the model has {lm.max_positions}"
+            raise UserError(f"item '{example.id}' ends at position {last} {limit}; leave it out, or use another model.")
         given = sum(len(s.ids) for s in segments if not s.target)
-        said = _said(segments, encoder)
+        said = as_fed(segments, encoder)
         self.target_tokens = sum(len(s.ids) for s in said) - given
         self.target_peak = peak_if_said(layout(said, lm.scheme, lm.positions), lm.scheme, given)
         self.line = Prediction(
@@ -158,43 +162,6 @@ def likelihoods(lm: CompressedLM, plans: Sequence[Plan]) -> list[tuple[float, in
     return [(float(nll), int(n)) for nll, n in zip(sums, where.sum(1))]
 
 
-# ---- what a memory of the target would weigh --------------------------------------------------------------------------------
-
-
-def peak_if_said(plan: Plan, scheme: Scheme, given: int) -> int:
-    """Most entries a layer if the decode loop were to say this plan (b = 1) but its first `given` raw tokens, which do not count.
-
-    The loop holds a closed segment together with its comp tokens and the token after it, for one step; so does this.
-    """
-    t = plan.tokens
-    said = t.raw & (t.raw.cumsum(1) > given)
-    counted = said | ~t.raw
-    alive = torch.zeros_like(said)
-    peak = 0
-    for step in range(int(t.segment.max()) + 1):
-        here = t.segment == step
-        alive |= here & t.raw
-        if not bool((said & here).any()):
-            alive = (alive | here) & scheme.kept(t, torch.tensor([[step]]))
-            continue
-        after = said & (t.segment > step)
-        first = after & (after.cumsum(1) == 1)
-        fold = here & ~t.raw if bool(first.any()) else torch.zeros_like(here)
-        peak = max(peak, int((counted & (alive | fold | first)).sum()))
-        alive = (alive | fold) & scheme.kept(t, torch.tensor([[step]]))
-    return peak
-
-
-def _said(segments: Sequence[Segment], encoder: Encoder) -> list[Segment]:
-    """The segments as a decode loop feeds them: the token that ends an answer is sampled and never fed."""
-    *rest, last = segments
-    if last.ids and last.ids[-1] in encoder.stops:
-        last = replace(last, ids=last.ids[:-1], loss=last.loss[:-1], pins=last.pins[:-1])
-    if last.ids or not rest:
-        return [*rest, last]
-    return [*rest[:-1], replace(rest[-1], compress=rest[-1].compress and not rest[-1].target)]
-
-
 # ---- guards -----------------------------------------------------------------------------------------------------------------
 
 
@@ -220,8 +187,11 @@ def _must_fire(scheme: Scheme, items: Sequence[_Item], lines: Sequence[Predictio
 def _fits(settings: Settings) -> Iterator[None]:
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as e:
-        raise UserError(f"a batch of {settings.batch_size} does not fit this device; lower evaluation.batch_size. ({e})") from e
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
+        if not isinstance(e, (torch.OutOfMemoryError, MemoryError)) and "allocate memory" not in str(e):  # torch's word on a CPU
+            raise
+        what = f"a batch of {settings.batch_size} does not fit this device"
+        raise UserError(f"{what}; lower evaluation.batch_size. ({str(e).splitlines()[0]})") from e
 
 
 def describe(lm: CompressedLM, encoder: Encoder, settings: Settings) -> dict[str, Any]:

@@ -73,10 +73,13 @@ class Metrics:
     peak_kv: float
     mean_kv: float
     peak_kv_bytes: float
-    """Mean over answers; the largest is `max_kv_bytes`."""
+    """Measured on live tensors, padding included; mean over answers."""
     max_kv_bytes: int
+    """The largest of them."""
+    mean_kv_bytes: float
+    """Entries times the bytes of one over all layers, as the next two: without padding, which belongs to no part of the text."""
     peak_reasoning_bytes: float
-    """Peak reasoning entries times the bytes of one entry."""
+    mean_reasoning_bytes: float
     compressions: float
     """Per answer."""
     tokens: float
@@ -136,7 +139,9 @@ def summarise(predictions: Sequence[Prediction], kv_bytes: int = 0) -> Metrics:
         mean_kv=_average([p.mean_kv for p in said]),
         peak_kv_bytes=_average([p.peak_kv_bytes for p in said]),
         max_kv_bytes=max((p.peak_kv_bytes for p in said), default=0),
+        mean_kv_bytes=_average([p.mean_kv for p in said]) * kv_bytes,
         peak_reasoning_bytes=peak.mean * kv_bytes if peak else 0.0,
+        mean_reasoning_bytes=_average([p.mean_reasoning_kv for p in said]) * kv_bytes,
         compressions=_average([p.compressions for p in said]),
         tokens=_average([p.tokens for p in said]),
         tokens_per_second=sum(p.tokens for p in said) / seconds if seconds else None,

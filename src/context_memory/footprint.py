@@ -1,0 +1,50 @@
+"""What a memory would weigh if the decode loop wrote a given text: two schemes compared at equal output length.
+
+No model is run: who outlives a boundary is read off the scheme, as the memory itself reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from context_memory.encode import Encoder
+from context_memory.plan import Plan
+from context_memory.schemes.base import Scheme
+from context_memory.text import Segment
+
+
+def peak_if_said(plan: Plan, scheme: Scheme, given: int) -> int:
+    """Most entries a layer if the decode loop were to say this plan (b = 1) but its first `given` raw tokens, which do not count.
+
+    The loop holds a closed segment together with its comp tokens and the token after it, for one step; so does this.
+    """
+    t = plan.tokens
+    said = t.raw & (t.raw.cumsum(1) > given)
+    counted = said | ~t.raw
+    alive = torch.zeros_like(said)
+    peak = 0
+    for step in range(int(t.segment.max()) + 1):
+        here = t.segment == step
+        alive |= here & t.raw
+        if not bool((said & here).any()):
+            alive = (alive | here) & scheme.kept(t, torch.tensor([[step]]))
+            continue
+        after = said & (t.segment > step)
+        first = after & (after.cumsum(1) == 1)
+        fold = here & ~t.raw if bool(first.any()) else torch.zeros_like(here)
+        peak = max(peak, int((counted & (alive | fold | first)).sum()))
+        alive = (alive | fold) & scheme.kept(t, torch.tensor([[step]]))
+    return peak
+
+
+def as_fed(segments: Sequence[Segment], encoder: Encoder) -> list[Segment]:
+    """The segments as a decode loop feeds them: the token that ends an answer is sampled and never fed."""
+    *rest, last = segments
+    if last.ids and last.ids[-1] in encoder.stops:
+        last = replace(last, ids=last.ids[:-1], loss=last.loss[:-1], pins=last.pins[:-1])
+    if last.ids or not rest:
+        return [*rest, last]
+    return [*rest[:-1], replace(rest[-1], compress=rest[-1].compress and not rest[-1].target)]

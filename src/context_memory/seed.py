@@ -1,0 +1,83 @@
+"""The seed's command line, translated: every flag stands in a table beside the overrides that it means here.
+
+    python run.py --model llama-3.1-8b-instruct --dataset gsm8k --train --run_id my_run_v1 --no_wandb training.max_steps=500
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from context_memory.errors import UserError
+from context_memory.models import SEED_DEFAULT
+
+VALUES: dict[str, tuple[str, str]] = {
+    "--model": ("model.name", "known name, hub id, folder or .gguf file"),
+    "--dataset": ("data", "dataset"),
+    "--run_id": ("run_id", "name of the run; the same name goes on"),
+    "--load_path": ("model.adapter", "adapter to build on"),
+    "--n_tok": ("scheme.n_comp", "comp tokens a segment"),
+    "--lora_r": ("model.lora_r", "rank of the LoRA"),
+    "--max_steps": ("training.max_steps", "updates"),
+    "--lr": ("training.lr", "learning rate"),
+    "--seed": ("training.seed", "seed"),
+    "-b": ("training.batch_size", "rows of a micro-batch"),
+}
+"""Flag with a value -> the setting, and what it is."""
+SWITCHES: dict[str, tuple[str, str]] = {
+    "--no_wandb": ("training.wandb=false", "no Weights & Biases"),
+    "--sink": ("pins=[sink,prompt]", "keep the first token, on which attention rests"),
+}
+"""Flag without a value -> the override."""
+ONLINE: dict[str, list[str]] = {
+    "concat_recur": ["scheme=concat", "scheme.recurrent=true"],
+    "merge_recur": ["scheme=merge", "scheme.recurrent=true"],
+    "concat": ["scheme=concat", "scheme.recurrent=false"],
+    "merge": ["scheme=merge", "scheme.recurrent=false"],
+    "gist": ["scheme=gist"],
+}
+"""`--attn_type`, where `--comp_type` is online."""
+KINDS: dict[str, list[str]] = {"no": ["scheme=full"], "fixed": ["scheme=gist"], "neg_control": ["scheme=nothing", "pins=[]"]}
+"""`--comp_type` otherwise. `pos_control` is refused: it puts comp tokens in and hides nothing."""
+DATASETS = {"dialog": "dialogue", "metaicl": "icl", "lamp": "personal"}
+"""What the seed calls a dataset, where we call it otherwise."""
+HABITS = ["training.gradient_checkpointing=true"]
+"""What the seed trains with, beyond our defaults."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The seed's flags."""
+    out = argparse.ArgumentParser("run.py", description="The seed's command line; `ccm` is ours.", allow_abbrev=False)
+    for flag, (setting, what) in VALUES.items():
+        out.add_argument(flag, dest=setting, metavar="X", help=f"{what} ({setting}=X)")
+    for flag, (override, what) in SWITCHES.items():
+        out.add_argument(flag, dest=override, action="store_true", help=f"{what} ({override})")
+    out.add_argument("--train", action="store_true", help="train; without it, evaluate")
+    out.add_argument("--comp_type", choices=["online", *KINDS, "pos_control"], default="online")
+    out.add_argument("--attn_type", choices=[*ONLINE], default="concat_recur")
+    out.add_argument("--dry-run", action="store_true", help="say what would be trained")
+    out.add_argument("overrides", nargs="*", metavar="key=value")
+    out.set_defaults(**{"model.name": SEED_DEFAULT, "data": "gsm8k"})
+    return out
+
+
+def translate(arguments: Sequence[str]) -> list[str]:
+    """The arguments of `run.py` -> those of `ccm`.
+
+    Raises:
+        UserError: a mode of the seed's that compresses nothing.
+        SystemExit: unknown flags (argparse's message, exit code 2).
+    """
+    given = vars(parser().parse_intermixed_args(list(arguments)))
+    kind = given["comp_type"]
+    if kind == "pos_control":
+        raise UserError("--comp_type pos_control has comp tokens and hides nothing, so nothing is compressed; use --comp_type no.")
+    scheme = ONLINE[given["attn_type"]] if kind == "online" else KINDS[kind]
+    given["data"] = DATASETS.get(given["data"], given["data"])
+    if kind in ("no", "neg_control"):
+        given["scheme.n_comp"] = None  # there are no comp tokens to count
+    values = [f"{setting}={given[setting]}" for setting, _ in VALUES.values() if given[setting] is not None]
+    switches = [override for override, _ in SWITCHES.values() if given[override]]
+    habits = HABITS if given["train"] else []
+    command = ["train", *(["--dry-run"] if given["dry_run"] else [])] if given["train"] else ["evaluate"]
+    return [*command, *scheme, *values, *switches, *habits, *given["overrides"]]

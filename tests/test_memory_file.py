@@ -46,6 +46,9 @@ def test_what_is_not_ours_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was written with scheme"):
         tiny_lm("llama", tiny_lms(["llama"])[1][1]).open(path)
     whole = path.read_bytes()
+    path.write_bytes(whole[:-8] + bytes(8))
+    with pytest.raises(UserError, match="its content was changed"):
+        lm.open(path)
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="damaged or not a memory file"):
         lm.open(path)

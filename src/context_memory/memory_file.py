@@ -6,14 +6,17 @@ tokenizer and scheme with their hashes, and opening refuses anything else.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from context_memory.errors import UserError
 from context_memory.memory import CLOCKS, Memory
@@ -37,10 +40,20 @@ def save(memory: Memory, path: str | Path) -> None:
             tensors |= {f"{i}.keys": layer.keys[:, :, :width], f"{i}.values": layer.values[:, :, :width]}
     for i, (keys, values) in enumerate(memory.mean):
         tensors |= {f"{i}.mean_keys": keys, f"{i}.mean_values": values}
-    header = {"format": FORMAT, "belongs_to": json.dumps(memory.lm.identity(), sort_keys=True)}
+    tensors = {name: x.contiguous().cpu() for name, x in tensors.items()}
+    header = {"format": FORMAT, "belongs_to": json.dumps(memory.lm.identity(), sort_keys=True), "content": digest(tensors)}
     partial = path.with_name(path.name + ".partial")
-    save_file({name: x.contiguous().cpu() for name, x in tensors.items()}, partial, metadata=header)
+    save_file(tensors, partial, metadata=header)
     os.replace(partial, path)
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, shapes and bytes."""
+    out = hashlib.sha256()
+    for name in sorted(tensors):
+        out.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
+        out.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return out.hexdigest()
 
 
 def read(lm: CompressedLM, path: str | Path) -> Memory:
@@ -60,6 +73,8 @@ def read(lm: CompressedLM, path: str | Path) -> Memory:
         raise UserError(f"'{path}' is damaged or not a memory file ({e}); write it again with memory.save.") from e
     if header.get("format") != FORMAT:
         raise UserError(f"'{path}' has the format {header.get('format')!r}, this version reads {FORMAT!r}.")
+    if header.get("content") != digest(tensors):
+        raise UserError(f"'{path}' is damaged or not a memory file (its content was changed); write it again with memory.save.")
     theirs, ours = json.loads(header["belongs_to"]), lm.identity()
     for name, value in ours.items():
         if theirs.get(name) != value:

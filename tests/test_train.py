@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import toys
 from torch import Tensor
 
+import toys
 from context_memory import job as jobs
 from context_memory import plugins
 from context_memory.batches import Collate, Rows, Schedule, to_plan, to_tensors
@@ -215,7 +215,7 @@ def test_bad_settings_are_told(toy: Path, tmp_path: Path) -> None:
         prepare(config(toy, tmp_path, "training.max_tokens=20"))
     with pytest.raises(UserError, match="scheme 'gist'"):
         prepare(config(toy, tmp_path, "scheme=gist"))
-    with pytest.raises(UserError, match="Target modules .*nose"):
+    with pytest.raises(UserError, match=r"Target modules .*nose"):
         prepare(config(toy, tmp_path, "model.targets=nose"))
 
 

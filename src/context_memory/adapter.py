@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +136,7 @@ def save(lm: CompressedLM, folder: str | Path, card: Card) -> Path:
     if lm.scheme.n_comp:
         save_file({"weight": lm.comp.weight.detach().cpu().contiguous()}, beside / COMP)
     files = {f.name: sha256(f) for f in sorted(beside.iterdir())}
-    write_json(beside / CARD, {**_plain(card), "files": files})
+    write_json(beside / CARD, asdict(replace(card, files=files)))
     if folder.exists():
         old = folder.parent / f".{folder.name}.{os.getpid()}.old"
         os.rename(folder, old)
@@ -145,12 +145,6 @@ def save(lm: CompressedLM, folder: str | Path, card: Card) -> Path:
     else:
         os.rename(beside, folder)
     return folder
-
-
-def _plain(card: Card) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(card)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -191,6 +185,23 @@ def read_card(folder: str | Path) -> Card:
     if missing := [n for n in (LORA, LORA_CONFIG) if n not in card.files]:
         raise UserError(f"adapter '{folder}': {CARD} does not list {', '.join(missing)}; get the folder again.")
     return card
+
+
+def copy(source: str | Path, target: str | Path) -> Path:
+    """Copy an adapter folder; its card goes on pointing at the same task adapter. Other files (a README) come along.
+
+    Raises:
+        UserError: see `read_card`.
+    """
+    source, target = Path(source), Path(target)
+    card = read_card(source)
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    if card.task is not None:
+        path = os.path.relpath(os.path.normpath(source.resolve() / card.task.path), target.resolve())
+        model = {**card.config.get("model", {}), "adapter": path}
+        card = replace(card, task=replace(card.task, path=path), config={**card.config, "model": model})
+        write_json(target / CARD, asdict(card))
+    return target
 
 
 def check_base(folder: str | Path, card: Card, base: Base) -> None:

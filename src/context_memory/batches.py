@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 

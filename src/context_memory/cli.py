@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+import warnings
+from collections.abc import Callable, Sequence
 
 import typer
 
@@ -31,10 +33,14 @@ def assemble() -> typer.Typer:
     return app
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point of `ccm`."""
+def main(arguments: Sequence[str] | Callable[[], Sequence[str]] | None = None) -> None:
+    """Entry point of `ccm`. `arguments` may be a function, so that its errors are reported as those of a command."""
+    warnings.filterwarnings(
+        "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
+    )  # transformers 5.23 about itself
     try:
-        assemble()(args=arguments)
+        given = arguments() if callable(arguments) else arguments
+        assemble()(args=None if given is None else list(given), prog_name="ccm")
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)

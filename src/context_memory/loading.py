@@ -61,6 +61,7 @@ def load(
     attached = None
     if place is not None and card is not None and lora is None and _belongs(place, card, chosen, merged):
         attached, lora = place, LoraConfig.from_pretrained(str(place))
+        lora.base_model_name_or_path = None  # PEFT warns where it is not the folder that the model came from; hashes are checked
     of = card if attached is not None else None
     gate = gate or (of.gate if of else "comp" if chosen.n_comp else "all")
     positions = positions or (card.positions if card else "skip")
@@ -191,23 +192,29 @@ def _scheme(card: Card | None) -> Scheme:
 
 
 def _task(adapter: Path, card: Card) -> Path | None:
-    """The folder of the task adapter to merge: this one, or the one that its card names, checked against the card."""
+    """The folder of the task adapter to merge: this one, or the one that its card names, checked against the card.
+
+    It is looked for where the card says, and beside the adapter (folders that are shipped together are moved together).
+    """
     if card.is_task:
         return adapter
     if card.task is None:
         return None
-    path = Path(os.path.normpath(adapter / card.task.path))
-    if not (path / folders.LORA).is_file():
+    told = Path(os.path.normpath(adapter / card.task.path))
+    there = [p for p in (told, adapter.parent / told.name) if (p / folders.LORA).is_file()]
+    if not there:
         raise UserError(
             f"adapter '{adapter}' was trained on top of the task adapter '{card.task.path}', which is not there; "
-            f"put it at '{path}'."
+            f"put it at '{told}' or beside the adapter."
         )
-    if (got := folders.sha256(path / folders.LORA)) != card.task.sha256:
-        raise UserError(
-            f"adapter '{adapter}' was trained on top of another task adapter than the one at '{path}' "
-            f"(sha256 {got[:12]}, expected {card.task.sha256[:12]})."
-        )
-    return path
+    hashes = {p: folders.sha256(p / folders.LORA) for p in there}
+    for path, got in hashes.items():
+        if got == card.task.sha256:
+            return path
+    raise UserError(
+        f"adapter '{adapter}' was trained on top of another task adapter than the one at '{there[0]}' "
+        f"(sha256 {hashes[there[0]][:12]}, expected {card.task.sha256[:12]})."
+    )
 
 
 def _fill(lm: CompressedLM, adapter: Path) -> None:

@@ -1,6 +1,6 @@
 """The seed's command line, translated: every flag stands in a table beside the overrides that it means here.
 
-    python run.py --model llama-3.1-8b-instruct --dataset gsm8k --train --run_id my_run_v1 --no_wandb training.max_steps=500
+python run.py --model llama-3.1-8b-instruct --dataset gsm8k --train --run_id my_run_v1 --no_wandb training.max_steps=500
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def translate(arguments: Sequence[str]) -> list[str]:
     given = vars(parser().parse_intermixed_args(list(arguments)))
     kind = given["comp_type"]
     if kind == "pos_control":
-        raise UserError("--comp_type pos_control has comp tokens and hides nothing, so nothing is compressed; use --comp_type no.")
+        raise UserError(
+            "--comp_type pos_control has comp tokens and hides nothing, so nothing is compressed; use --comp_type no."
+        )
     scheme = ONLINE[given["attn_type"]] if kind == "online" else KINDS[kind]
     given["data"] = DATASETS.get(given["data"], given["data"])
     if kind in ("no", "neg_control"):

@@ -1,0 +1,108 @@
+"""The seed's command line means what it meant: a table of commands and the settings they become."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from context_memory import plugins
+from context_memory.cli import main
+from context_memory.compose import load
+from context_memory.config import Config
+from context_memory.errors import UserError
+from context_memory.seed import ONLINE, VALUES, translate
+
+VERBATIM = (
+    "--model llama-3.1-8b-instruct --dataset gsm8k --train --run_id my_run_v1 --no_wandb "
+    "training.max_steps=500 data.train_ratio=0.8"
+)
+
+
+def meant(line: str) -> Config:
+    """The settings of a command line that trains."""
+    command, *overrides = translate(line.split())
+    assert command == "train"
+    return load(overrides)
+
+
+def test_the_command_of_the_readme() -> None:
+    c = meant(VERBATIM)
+    assert (c.model.name, c.data["name"], c.run_id) == ("llama-3.1-8b-instruct", "gsm8k", "my_run_v1")
+    assert (c.training.max_steps, c.data["train_ratio"], c.training.wandb) == (500, 0.8, False)
+    assert c.scheme == {"name": "concat", "n_comp": 2, "recurrent": True} and c.gate() == "comp"
+    assert c.training.gradient_checkpointing and c.training.lr == 3e-4 and c.model.lora_r == 8 and c.training.patience == 3
+    assert meant("--train").model.name == "llama-3.1-8b-instruct" and meant("--train").data["name"] == "gsm8k"
+
+
+def test_the_seed_readme_has_this_command() -> None:
+    readme = Path(__file__).resolve().parents[1] / "README.md"
+    if readme.is_file() and "run.py" in (text := readme.read_text()):
+        for line in re.findall(r"^python run\.py (.*?)$", text, re.M):
+            assert translate(line.rstrip("\\").split())
+
+
+@pytest.mark.parametrize("kind", sorted(ONLINE))
+def test_attn_type_is_a_scheme(kind: str) -> None:
+    c = meant(f"--train --dataset tally --attn_type {kind} --n_tok 4")
+    name, _, recur = kind.partition("_")
+    settings = {"n_comp": 4} | ({"recurrent": bool(recur)} if name != "gist" else {})
+    assert c.make("scheme") == plugins.make("schemes", name, **settings)
+
+
+@pytest.mark.parametrize(
+    ("line", "scheme"),
+    [
+        ("--comp_type no", ("full", 0)),
+        ("--comp_type no --n_tok 2", ("full", 0)),
+        ("--comp_type fixed --n_tok 1", ("gist", 1)),
+        ("--comp_type neg_control", ("nothing", 0)),
+        ("--comp_type online --attn_type merge_recur", ("merge", 2)),
+    ],
+)
+def test_comp_type_is_a_scheme(line: str, scheme: tuple[str, int]) -> None:
+    c = meant(f"--train --dataset tally {line}")
+    assert (c.scheme["name"], c.scheme["n_comp"]) == scheme
+
+
+def test_the_other_flags() -> None:
+    c = meant(
+        "--train --dataset tally --load_path some/where --lora_r 16 --max_steps 9 --lr 0.01 --seed 5 -b 3 --sink model.dtype=float32"
+    )
+    assert (c.model.adapter, c.model.lora_r, c.model.dtype) == ("some/where", 16, "float32")
+    t = c.training
+    assert (t.max_steps, t.lr, t.seed, t.batch_size) == (9, 0.01, 5, 3) and sorted(c.pins) == ["prompt", "sink"]
+    assert len({setting for setting, _ in VALUES.values()}) == len(VALUES)
+
+
+def test_overrides_may_stand_anywhere_and_come_last() -> None:
+    assert meant("training.lr=1 --train --dataset tally --lr 2 training.max_steps=3").training.lr == 1
+
+
+def test_without_train_it_evaluates() -> None:
+    assert translate(["--dataset", "tally", "--load_path", "x"]) == [
+        "evaluate", "scheme=concat", "scheme.recurrent=true", "model.name=llama-3.1-8b-instruct", "data=tally", "model.adapter=x",
+    ]  # fmt: skip
+
+
+def test_what_compresses_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="hides nothing"):
+        translate(["--train", "--comp_type", "pos_control"])
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--train --attn_type sideways", "invalid choice: 'sideways'"),
+        ("--train --colour red", "unrecognized arguments: --colour"),
+        ("--train --dataset mnist", "no dataset called 'mnist'"),
+        ("--train --dataset tally --model nobody-knows-this", "no model called 'nobody-knows-this'"),
+        ("--train --comp_type pos_control", "hides nothing"),
+    ],
+)
+def test_bad_input_ends_with_2_and_no_traceback(line: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(lambda: translate([*line.split(), f"output={tmp_path}"]))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and said in error and "Traceback" not in error

@@ -1,6 +1,6 @@
 """Decoding throughput with compression beside the stock `generate` of the same model and prompts, in one run.
 
-    python benchmarks/decoding.py [--tokens 96] [--batch 1 8] [--repeat 3]
+    python benchmarks/decoding.py [--tokens 96] [--batch 1 8] [--repeat 3] [--dtype bfloat16]
 
 Both decode greedily the same number of tokens and never stop early. Ours compresses every 24 tokens into two comp tokens (a
 fresh adapter: speed does not depend on what it learnt) and frees the rest. The two take turns, so that whatever else the
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from context_memory import fetch, plugins
+from context_memory import fetch, loading, plugins
 from context_memory.data.tally import Tally
 from context_memory.encode import Encoder
 from context_memory.generate import Settings, generate
@@ -39,16 +39,19 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--every", type=int, default=24, help="tokens a segment")
+    parser.add_argument("--dtype", default="auto", help="auto: bfloat16 where the CPU multiplies it natively, else float32")
     args = parser.parse_args()
+    dtype = loading.numbers(args.dtype)
     folder = fetch.get(MODEL)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    stock = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     lora = LoraConfig(r=8, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], init_lora_weights=False)
     lm = CompressedLM(base, tokenizer, plugins.make("schemes", "concat", n_comp=2), lora=lora).eval()  # type: ignore[arg-type]
     encoder = Endless(tokenizer, plugins.make("boundaries", "every", n=args.every), [plugins.make("pins", "prompt")])  # type: ignore[arg-type, list-item]
     examples = Tally(max_steps=5).examples("test")
-    table = Table(title=f"{MODEL}, bf16, {torch.get_num_threads()} threads, {args.tokens} new tokens a row, greedy, best of {args.repeat}")
+    what = f"{MODEL}, {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads"
+    table = Table(title=f"{what}, {args.tokens} new tokens a row, greedy, best of {args.repeat}")
     for name in ("batch", "stock generate, tokens/s", "with compression, tokens/s", "ratio", "peak KV tokens, stock", "ours"):
         table.add_column(name, justify="right")
     for batch in args.batch:

@@ -1,6 +1,6 @@
 """Training throughput: a compression step beside a plain causal LoRA step of the same model, in one run.
 
-    python benchmarks/training.py [--steps 6] [--rows 8] [--attn eager]
+    python benchmarks/training.py [--steps 6] [--rows 8] [--attn eager] [--dtype bfloat16]
 
 Rows are shaped like GSM8K (the real ones where $CCM_DATA has them, else token counts of the same distribution). Ours: scheme
 concat, two comp tokens, cross-entropy on the answer, LoRA at comp tokens. Theirs: stock transformers + PEFT, an ordinary LoRA
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from context_memory import fetch, plugins
+from context_memory import fetch, loading, plugins
 from context_memory.encode import Encoder
 from context_memory.loss import cross_entropy
 from context_memory.model import CompressedLM
@@ -56,9 +56,9 @@ def rows(count: int, tokenizer: object) -> list[list[Segment]]:
     return made
 
 
-def ours(attention: str, batches: Sequence[Sequence[list[Segment]]]) -> tuple[Callable[[int], float], list[Plan]]:
+def ours(attention: str, dtype: torch.dtype, batches: Sequence[Sequence[list[Segment]]]) -> tuple[Callable[[int], float], list[Plan]]:
     """A step of ours: seconds of forward, backward and update."""
-    base = AutoModelForCausalLM.from_pretrained(fetch.get(MODEL), dtype=torch.bfloat16)
+    base = AutoModelForCausalLM.from_pretrained(fetch.get(MODEL), dtype=dtype)
     scheme = plugins.make("schemes", "concat", n_comp=2)
     lora = LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS)
     lm = CompressedLM(base, None, scheme, lora=lora, attn_implementation=attention)  # type: ignore[arg-type]
@@ -78,9 +78,9 @@ def ours(attention: str, batches: Sequence[Sequence[list[Segment]]]) -> tuple[Ca
     return step, plans
 
 
-def theirs(batches: Sequence[Sequence[list[Segment]]]) -> Callable[[int], float]:
+def theirs(dtype: torch.dtype, batches: Sequence[Sequence[list[Segment]]]) -> Callable[[int], float]:
     """A step of stock transformers + PEFT on the same tokens."""
-    base = AutoModelForCausalLM.from_pretrained(fetch.get(MODEL), dtype=torch.bfloat16)
+    base = AutoModelForCausalLM.from_pretrained(fetch.get(MODEL), dtype=dtype)
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM")).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-4)
     full = plugins.make("schemes", "full")
@@ -105,18 +105,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="timed steps of each, after one to warm up")
     parser.add_argument("--rows", type=int, default=8, help="rows of a batch")
     parser.add_argument("--attn", default="sdpa", help="attention of our side (theirs is what stock transformers takes: sdpa)")
+    parser.add_argument("--dtype", default="auto", help="auto: bfloat16 where the CPU multiplies it natively, else float32")
     args = parser.parse_args()
+    dtype = loading.numbers(args.dtype)
     tokenizer = AutoTokenizer.from_pretrained(fetch.get(MODEL))
     made = sorted(rows(args.rows * (args.steps + 1), tokenizer), key=lambda row: sum(len(s.ids) for s in row))
     batches = [made[i : i + args.rows] for i in range(0, len(made), args.rows)]
     random.Random(0).shuffle(batches)
-    mine, plans = ours(args.attn, batches)
-    stock = theirs(batches)
+    mine, plans = ours(args.attn, dtype, batches)
+    stock = theirs(dtype, batches)
     mine(0), stock(0)
     seconds = [(mine(i), stock(i)) for i in range(1, len(batches))]
     tokens = sum(p.real for p in plans[1:])
     shape = f"{len(batches) - 1} steps of {args.rows} rows, {tokens} raw tokens"
-    table = Table(title=f"{MODEL}, bf16, {torch.get_num_threads()} threads, {shape}")
+    table = Table(title=f"{MODEL}, {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads, {shape}")
     for name in ("step", "seconds", "raw tokens/s", "ratio"):
         table.add_column(name, justify="left" if name == "step" else "right")
     a, b = (sum(s[k] for s in seconds) for k in (0, 1))

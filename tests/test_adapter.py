@@ -17,7 +17,7 @@ import toys
 from context_memory import adapter, loading
 from context_memory.compose import load as configured
 from context_memory.errors import UserError
-from context_memory.loading import load
+from context_memory.loading import load, numbers
 from context_memory.model import CompressedLM
 from context_memory.plan import Plan, layout
 from context_memory.plugins import make
@@ -84,6 +84,20 @@ def test_the_task_adapter_is_merged_in_float32_and_rounded_once(toy: Path, made:
     assert all(torch.equal(p, rounded[n].to(torch.bfloat16)) for n, p in mine.items())
     assert lm.family.decoder(lm.base).rotary_emb.inv_freq.dtype == torch.float32
     assert {p.dtype for n, p in lm.named_parameters() if "lora_" in n or n == "comp.weight"} == {torch.float32}
+
+
+def test_auto_is_a_dtype_that_the_processor_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for facts, wanted in (
+        ({"architecture": "x86_64", "avx512_bf16": False}, torch.float32),
+        ({"architecture": "x86_64", "avx512_bf16": True}, torch.bfloat16),
+        ({"architecture": "aarch64"}, torch.bfloat16),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda facts=facts: facts)
+        assert numbers("auto") == wanted
+        assert numbers("auto", "cuda:0") == torch.bfloat16
+    assert numbers("float16") == torch.float16
+    with pytest.raises(UserError, match="must be auto, bfloat16, float16 or float32, got 'int8'"):
+        numbers("int8")
 
 
 def test_idle_is_the_frozen_model(toy: Path, made: tuple[Path, Path]) -> None:

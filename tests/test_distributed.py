@@ -31,7 +31,8 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+    # Despite its name, what makes accelerate start more than one process; `--cpu` starts a single one, without a word.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port)]  # fmt: skip
     train = ["-m", "context_memory.cli", "train", *overrides]
     two = subprocess.run([*launch, *train, "run_id=two"], env=environment, capture_output=True, text=True, check=False)

@@ -212,6 +212,31 @@ def test_a_forgotten_token_is_forgotten(family: str, scheme: Scheme) -> None:
         assert (flows[forgotten] > 0).tolist() == carried
 
 
+# ---- what no trained parameter reaches -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("family", "scheme"), [c for c in tiny_lms() if c[1].n_comp], ids=str)
+def test_columns_before_the_first_comp_token_need_no_backward_pass(
+    family: str, scheme: Scheme, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows whose first segments differ in length, and packed ones. Control: one column more loses gradients."""
+    lm = tiny_lm(family, scheme).train()
+    rows = [text(scheme, s) for s in (PINNED, STEPS)]
+    plans = [layout([*s[:-1], replace(s[-1], loss=(True,) * len(s[-1].ids))], scheme) for s in rows]
+    for plan in (stack(plans), pack(plans)):
+        frozen = lm._frozen(plan)
+        assert frozen == min(p.tokens.comp[0].nonzero()[0, 0] for p in plans[: len(plan.ids)])
+        found = gradients(lm, plan)
+        with monkeypatch.context() as patch:
+            patch.setattr(lm, "_frozen", lambda _: 0)
+            wanted = gradients(lm, plan)
+            patch.setattr(lm, "_frozen", lambda _, n=frozen: n + 1)
+            lost = gradients(lm, plan)
+        assert max(float(g.abs().max()) for g in wanted.values()) > 1e-6
+        assert gap(found, wanted) < EXACT
+        assert gap(lost, wanted) > 1e-6
+
+
 # ---- gradient checkpointing -----------------------------------------------------------------------------------------------
 
 

@@ -1,108 +1,54 @@
-"""The two ways to install are one: `requirements.txt` and uv's constraints hold the same exact versions.
+"""Which tokens each pin rule keeps, budgets, and that every rule of the folder is in the table."""
 
-Otherwise `pip install -r requirements.txt` and `uv sync` would give different libraries, and a number measured with one
-could not be measured again with the other.
-"""
-
-import ast
-import re
-import sys
-import tomllib
-from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
-from pathlib import Path
+from __future__ import annotations
 
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-EXTRAS_PINNED = ("gym", "dev")
-ACCELERATOR = ("nvidia", "cuda", "triton")
-"""What builds of torch for an accelerator bring along, each its own."""
-EXACT = re.compile(r"[a-z0-9][a-z0-9-]*==[0-9][0-9A-Za-z.]*")
+from context_memory import plugins
+from context_memory.pins.base import Piece, flags
 
-
-def pins(lines: Iterable[str]) -> dict[str, str]:
-    """Name -> version; an error for a line that is not an exact pin, or a name that comes twice."""
-    found: dict[str, str] = {}
-    for line in (x.strip() for x in lines):
-        if not line or line.startswith("#"):
-            continue
-        if not EXACT.fullmatch(line):
-            raise ValueError(f"{line!r} is not an exact pin: write name==version, lower case, without a local version.")
-        name, _, number = line.partition("==")
-        if name in found:
-            raise ValueError(f"{name} is pinned twice, to {found[name]} and {number}.")
-        found[name] = number
-    return found
+STEP = ("So", " 3", "0", " -", " ", "4", " =", " ", "2", "6", ",", " so", " Emma", " has", " ", "2", "6", ".", "\n")
+QUESTION = ("How", " many", "?")
+KEPT = {
+    "sink": ([], ["How"]),
+    "prompt": ([], ["How", " many", "?"]),
+    "results": (["2", "6"], []),
+    "numbers": ([" 3", "0", "4", "2", "6", "2", "6"], []),
+    "conclusions": ([",", " so", " Emma", " has", "2", "6"], []),
+}
+"""Rule -> what it keeps of the step, and of the question, which comes first."""
 
 
-def required() -> dict[str, str]:
-    return pins((ROOT / "requirements.txt").read_text().splitlines())
+def kept(name: str, words: tuple[str, ...], **settings: object) -> list[str]:
+    question = words is QUESTION
+    rule = plugins.make("pins", name, **settings)
+    chosen = rule.keeps(Piece(range(len(words)), words, first=question, prompt=question))  # type: ignore[attr-defined]
+    return [word for i, word in enumerate(words) if i in chosen]
 
 
-def direct() -> list[Requirement]:
-    project = PROJECT["project"]
-    lines = project["dependencies"] + [x for e in EXTRAS_PINNED for x in project["optional-dependencies"][e]]
-    return [Requirement(x) for x in lines if not x.startswith(project["name"])]
+def test_the_table_has_every_rule() -> None:
+    assert set(KEPT) == set(plugins.keys("pins"))
 
 
-def test_requirements_equal_constraints() -> None:
-    assert required() == pins(PROJECT["tool"]["uv"]["constraint-dependencies"])
+@pytest.mark.parametrize("name", KEPT)
+def test_what_a_rule_keeps(name: str) -> None:
+    assert (kept(name, STEP), kept(name, QUESTION)) == KEPT[name]
 
 
-def test_pins_are_inside_the_ranges() -> None:
-    have = required()
-    for need in direct():
-        assert need.specifier.contains(have[canonicalize_name(need.name)]), need
+@pytest.mark.parametrize(
+    ("name", "budget", "left"),
+    [("numbers", 3, ["2", "2", "6"]), ("conclusions", 4, [" Emma", " has", "2", "6"]), ("results", 1, ["2"]), ("prompt", 2, [])],
+)
+def test_a_budget_keeps_the_most_important(name: str, budget: int, left: list[str]) -> None:
+    assert kept(name, STEP, budget=budget) == left
 
 
-def test_transitive_requirements_are_pinned() -> None:
-    """Whatever a pinned package asks for on this platform is pinned as well, so that nothing floats."""
-    have = required()
-    for name in have:
-        try:
-            wanted = [Requirement(x) for x in requires(name) or []] if version(name).partition("+")[0] == have[name] else []
-        except PackageNotFoundError:
-            continue
-        here = [n for n in wanted if n.marker is None or n.marker.evaluate({"extra": ""})]
-        names = {canonicalize_name(n.name) for n in here if not (name == "torch" and n.name.startswith(ACCELERATOR))}
-        assert names <= set(have), f"{name} needs {', '.join(sorted(names - set(have)))}, which requirements.txt does not pin."
+def test_a_step_without_a_number_keeps_nothing() -> None:
+    assert kept("conclusions", ("So", " that", "\n")) == kept("results", ("So", " that", "\n")) == []
 
 
-def imported(source: str) -> set[str]:
-    """Top-level names of the modules that a source imports, wherever in it."""
-    nodes = list(ast.walk(ast.parse(source)))
-    names = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
-    names |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module and not n.level}
-    return {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"context_memory"}
-
-
-def test_whatever_is_imported_is_declared() -> None:
-    """A package that only comes along with another one may stop coming."""
-    project = PROJECT["project"]
-    lines = project["dependencies"] + [x for extra in project["optional-dependencies"].values() for x in extra]
-    declared = {canonicalize_name(Requirement(x).name) for x in lines}
-    owners = packages_distributions()
-    for path in (ROOT / "src").rglob("*.py"):
-        for module in imported(path.read_text()):
-            names = {canonicalize_name(n) for n in owners.get(module, [module])}
-            assert names & declared, f"{path.relative_to(ROOT)} imports {module}, which pyproject.toml does not name."
-
-
-def test_control_imports_are_seen_inside_functions() -> None:
-    assert imported("import os\ndef f():\n    from yaml.x import y\n    import torch.nn as nn") == {"yaml", "torch"}
-
-
-@pytest.mark.parametrize("line", ["torch>=2.0", "torch", "torch==2.13.0+cpu", "Torch==2.13.0"])
-def test_control_a_loose_pin_is_refused(line: str) -> None:
-    with pytest.raises(ValueError, match="not an exact pin"):
-        pins([line])
-
-
-def test_control_a_changed_pin_is_seen() -> None:
-    have = required()
-    assert have | {"torch": "0"} != have
-    assert have["torch"] == "2.13.0"
+def test_rules_add_up() -> None:
+    rules = [plugins.make("pins", name) for name in ("sink", "results")]
+    both = flags(rules, Piece(range(3), ("a", " 7", "b"), first=True))  # type: ignore[arg-type]
+    assert both == (True, True, False)
+    assert flags(rules, Piece(range(1), ("b",))) == ()  # type: ignore[arg-type]

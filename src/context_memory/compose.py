@@ -21,7 +21,7 @@ from context_memory.errors import UserError
 FIRST: dict[str, list[str]] = {"data": ["tally"], "scheme": ["concat"], "boundary": ["newline"], "pins": ["prompt"]}
 """What a group is where nobody chooses."""
 CHOICES = {
-    "model.dtype": ("bfloat16", "float32", "float16"),
+    "model.dtype": ("auto", "bfloat16", "float32", "float16"),
     "model.attn_implementation": ("sdpa", "eager", "flex_attention", "flash_attention_2"),
     "model.gate": ("auto", "comp", "all"),
     "model.positions": ("skip", "base"),

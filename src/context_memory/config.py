@@ -25,7 +25,8 @@ class ModelConfig:
     """Known name, hub id, folder or .gguf file."""
     adapter: str | None = None
     """An adapter folder: a task adapter is merged into the model first, a compression adapter is loaded."""
-    dtype: str = "bfloat16"
+    dtype: str = "auto"
+    """`bfloat16`, `float32` or `float16`; `auto`: bfloat16 where the device multiplies it natively, else float32."""
     attn_implementation: str = "sdpa"
     gate: str = "auto"
     """`comp`: LoRA at comp tokens alone. `all`: an ordinary LoRA. `auto`: comp for schemes that have comp tokens."""

@@ -24,7 +24,7 @@ from context_memory.schemes.base import Scheme
 
 
 def load(
-    name: str, adapter: str | Path | None = None, *, scheme: Scheme | None = None, dtype: str | torch.dtype = "bfloat16",
+    name: str, adapter: str | Path | None = None, *, scheme: Scheme | None = None, dtype: str | torch.dtype = "auto",
     attn_implementation: str = "sdpa", lora: LoraConfig | None = None, positions: str | None = None, gate: str | None = None,
     device: str | torch.device | None = None, merged: bool = True,
 ) -> CompressedLM:  # fmt: skip
@@ -33,6 +33,7 @@ def load(
     A task adapter is merged and leaves a plain model; a compression adapter brings its task adapter, scheme and settings along.
 
     Args:
+        dtype: `auto`: bfloat16 where the device multiplies it natively, else float32.
         scheme: instead of the adapter's (`full` and `nothing` run the same merged base without the adapter).
         lora: attach a fresh adapter, for training.
         merged: False keeps a task adapter apart, to go on training it.
@@ -48,7 +49,7 @@ def load(
     place = None if adapter is None else Path(adapter)
     card = None if place is None else folders.read_card(place)
     task = None if place is None or card is None or not (merged or not card.is_task) else _task(place, card)
-    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    wanted = numbers(dtype, device)
     base, facts = _base(name, folder, torch.float32 if task else wanted)
     for where in {place, task} - {None}:
         folders.check_base(str(where), folders.read_card(where), facts)  # type: ignore[arg-type]
@@ -77,6 +78,27 @@ def load(
     lm.facts, lm.card = facts, card
     lm.task = None if task is None else (task, folders.sha256(task / folders.LORA))
     return lm.eval()
+
+
+def accelerator() -> str | None:
+    """The GPU of this process, where there is one: what the command line runs on."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else None
+
+
+def numbers(dtype: str | torch.dtype, device: str | torch.device | None = None) -> torch.dtype:
+    """The dtype to load weights in; `auto` is bfloat16, but float32 on CPUs that only emulate bfloat16 (several times slower).
+
+    Raises:
+        UserError: no floating-point dtype of torch.
+    """
+    if dtype == "auto":
+        cpu = torch.cpu.get_capabilities()
+        native = cpu.get("avx512_bf16") or cpu.get("amx_bf16") or cpu.get("architecture") != "x86_64"
+        return torch.bfloat16 if native or torch.device(device or "cpu").type != "cpu" else torch.float32
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UserError(f"model.dtype must be auto, bfloat16, float16 or float32, got '{dtype}'.")
+    return found
 
 
 def _base(name: str, folder: Path, dtype: torch.dtype) -> tuple[Any, Base]:
@@ -139,11 +161,10 @@ def build(config: Config) -> CompressedLM:
         r=m.lora_r, lora_alpha=m.lora_alpha, lora_dropout=m.lora_dropout, target_modules=targets(config), task_type="CAUSAL_LM"
     )  # fmt: skip
     torch.manual_seed(config.training.seed)
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else None
     try:
         lm = load(
             m.name, m.adapter, scheme=scheme, lora=None if goes_on else lora, positions=m.positions, gate=config.gate(),
-            dtype=m.dtype, attn_implementation=m.attn_implementation, device=device, merged=not goes_on,
+            dtype=m.dtype, attn_implementation=m.attn_implementation, device=accelerator(), merged=not goes_on,
         )  # fmt: skip
     except ValueError as e:  # PEFT: a target that the model has not
         raise UserError(f"model.targets={m.targets}: {e}") from e

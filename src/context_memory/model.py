@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from transformers import Cache, DynamicCache
 
 from context_memory import attention, gate, memory_file, plugins
 from context_memory.boundaries.base import Boundary
@@ -22,7 +23,7 @@ from context_memory.gate import Gate
 from context_memory.generate import Decoder, Output, Settings, generate
 from context_memory.memory import Memory
 from context_memory.pins.base import Pin
-from context_memory.plan import IGNORE, PAD, Plan, visible
+from context_memory.plan import IGNORE, PAD, Mix, Plan, Tokens, visible
 from context_memory.schemes.base import Scheme
 from context_memory.text import Segment
 from context_memory.tokens import CompEmbedding
@@ -107,6 +108,31 @@ class CompressedLM(nn.Module):
 
         `adapter=False` is the frozen model, whatever the gate.
         """
+        if memory is not None:
+            return self._pass(plan, memory, memory.held.map(lambda x: x[:, :used]), memory.mix(plan, used), adapter)
+        mix, frozen = plan.mix(self.scheme), self._frozen(plan) if adapter else 0
+        if not frozen:
+            return self._pass(plan, None, plan.tokens, mix, adapter)
+        cache, (head, tail) = DynamicCache(), plan.cut(frozen)
+        with torch.no_grad():
+            before = self._pass(head, cache, head.tokens, None, adapter)
+        return torch.cat([before, self._pass(tail, cache, plan.tokens, mix, adapter)], 1)
+
+    def _frozen(self, plan: Plan) -> int:
+        """Leading columns that no trained parameter reaches, because no row has a comp token there: training runs them
+        forward only. 0 where that is of no use, or layers are run again and would write to a cache twice."""
+        if not (self.training and torch.is_grad_enabled() and self.gate == "comp") or self.checkpoints:
+            return 0
+        first = torch.where(plan.tokens.comp, torch.arange(plan.shape[1], device=self.device), plan.shape[1]).amin()
+        return int(first) % plan.shape[1]
+
+    @property
+    def checkpoints(self) -> bool:
+        """Whether layers are run again in the backward pass."""
+        return any(getattr(layer, "gradient_checkpointing", False) for layer in self.family.layers(self.base))
+
+    def _pass(self, plan: Plan, cache: Cache | None, keys: Tokens, mix: Mix | None, adapter: bool) -> Tensor:
+        """(b, n, hidden): one forward of the plan's tokens, which attend to `keys`: what the cache holds, then themselves."""
         t = plan.tokens
         embedded = self.family.embed(self.base, plan.ids)
         if has_comp := bool(t.comp.any()):
@@ -117,30 +143,28 @@ class CompressedLM(nn.Module):
                 extra["lora_gate"] = Gate(None)
             elif has_comp or self.training:
                 extra["lora_gate"] = Gate(plan.gate())
-        mix = plan.mix(self.scheme) if memory is None else memory.mix(plan, used)
         if mix is not None:
             extra["kv_mix"] = mix
-        mask, position_ids = self._mask(plan, memory, used, embedded.dtype)
+        mask, position_ids = self._mask(plan, keys, cache, embedded.dtype)
         out = self.family.decoder(self.base)(
-            inputs_embeds=embedded, attention_mask=mask, position_ids=position_ids, past_key_values=memory,
-            use_cache=memory is not None, **extra,
+            inputs_embeds=embedded, attention_mask=mask, position_ids=position_ids, past_key_values=cache,
+            use_cache=cache is not None, **extra,
         )  # fmt: skip
         return out.last_hidden_state
 
-    def _mask(self, plan: Plan, memory: Memory | None, used: int, dtype: torch.dtype) -> tuple[Any, Tensor | None]:
+    def _mask(self, plan: Plan, keys: Tokens, cache: Cache | None, dtype: torch.dtype) -> tuple[Any, Tensor | None]:
         """The mask in the form that the implementation takes, or None where plain causal attention is what is wanted."""
         t = plan.tokens
         implementation = attention.implementation_of(self.base)
-        keys = t if memory is None else memory.held.map(lambda x: x[:, :used])
         q, k = t.map(lambda x: x[:, :, None]), keys.map(lambda x: x[:, None, :])
         windowed = self.family.windowed(self.base.config)
-        if memory is None and _consecutive(plan) and not (windowed and bool(t.pin.any())) and not plan.hides(self.scheme):
+        if cache is None and _consecutive(plan) and not (windowed and bool(t.pin.any())) and not plan.hides(self.scheme):
             return None, None
         mask = visible(self.scheme, q, k)
-        n = plan.shape[1]
+        n, used = plan.shape[1], keys.kind.shape[1]
         # torch 2.13 makes no C++ of flex_attention without a block mask once the length of the keys varies.
         alone = n == 1 and not (implementation == "flex_attention" and mask.device.type == "cpu")
-        if memory is not None and not windowed and (alone or implementation == "flash_attention_2"):
+        if cache is not None and not windowed and (alone or implementation == "flash_attention_2"):
             causal = torch.ones(n, used, dtype=torch.bool, device=mask.device).tril(used - n)
             if bool((mask == causal).all()):
                 return None, t.position

@@ -117,6 +117,15 @@ class Plan:
         rest = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "tokens"}
         return Plan(tokens=self.tokens.map(lambda x: x.to(device)), **rest)
 
+    def cut(self, at: int) -> tuple[Plan, Plan]:
+        """The columns before `at` and those from there on. `groups` stay out: their columns are those of the whole."""
+
+        def part(where: slice) -> Plan:
+            tokens = self.tokens.map(lambda x: x[:, where])
+            return Plan(tokens, self.ids[:, where], self.slot[:, where], self.labels[:, where], self.groups[:, :0])
+
+        return part(slice(at)), part(slice(at, None))
+
     def mask(self, scheme: Scheme) -> Tensor:
         """(b, n, n) bool, true where the row may attend to the column."""
         return visible(scheme, self.tokens.map(lambda x: x[:, :, None]), self.tokens.map(lambda x: x[:, None, :]))

@@ -21,7 +21,7 @@ from context_memory.config import FOLDERS, Config
 from context_memory.encode import Encoder
 from context_memory.errors import UserError
 from context_memory.evaluate import Settings, evaluate
-from context_memory.loading import load
+from context_memory.loading import accelerator, load
 from context_memory.model import CompressedLM
 from context_memory.records import Record, read
 from context_memory.text import Example
@@ -109,7 +109,9 @@ def load_row(config: Config) -> CompressedLM:
             f"or train one: ccm train scheme={scheme.name}. (scheme=full and scheme=nothing need none.)"
         )
     try:
-        return load(m.name, m.adapter, scheme=scheme, dtype=m.dtype, attn_implementation=m.attn_implementation)
+        return load(
+            m.name, m.adapter, scheme=scheme, dtype=m.dtype, attn_implementation=m.attn_implementation, device=accelerator()
+        )
     except ValueError as e:
         raise UserError(str(e)) from e
 

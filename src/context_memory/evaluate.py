@@ -21,7 +21,7 @@ from context_memory import generate
 from context_memory.attention import implementation_of
 from context_memory.data.base import Dataset
 from context_memory.encode import Encoder
-from context_memory.errors import UserError
+from context_memory.errors import InputError, UserError
 from context_memory.footprint import as_fed, peak_if_said
 from context_memory.generate import Decoder
 from context_memory.loss import cross_entropy
@@ -45,9 +45,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
+            raise InputError(f"batch_size must be at least 1, got {self.batch_size}.")
         if not (self.generate or self.likelihood):
-            raise ValueError("generate and likelihood are both off: there is nothing to evaluate; leave one on.")
+            raise InputError("generate and likelihood are both off: there is nothing to evaluate; leave one on.")
 
 
 def evaluate(

@@ -25,6 +25,8 @@ class Clock(TrainerCallback):
     def __init__(self, minutes: float | None) -> None:
         self.until = None if minutes is None else time.monotonic() + 60 * minutes
         self.stopped = False
+        self.asked = False
+        """By a signal: whoever sent it waits."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         late = self.until is not None and time.monotonic() > self.until
@@ -39,7 +41,7 @@ class Clock(TrainerCallback):
         def stop(number: int, frame: Any) -> None:
             if self.stopped and number == signal.SIGINT:
                 raise KeyboardInterrupt
-            self.stopped = True
+            self.stopped = self.asked = True
 
         try:
             before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}

@@ -136,20 +136,19 @@ def examples_of(config: Config) -> list[Example]:
 
 
 def run(
-    rows: Sequence[Row], folder: Path, *, likelihood: bool = True, fresh: bool = False, progress: Progress | None = None,
-    notes: dict[str, Any] | None = None,
-) -> list[Record]:  # fmt: skip
+    rows: Sequence[Row], folder: Path, *, fresh: bool = False, progress: Progress | None = None, notes: dict[str, Any] | None = None
+) -> list[Record]:
     """Evaluate every row on the data of the first one; each has its folder under `folder`."""
     first = rows[0].config
     examples, dataset = examples_of(first), first.make("data")
     out: list[Record] = []
     for row in rows:
-        c, g = row.config, first.generation
+        c, g, e = row.config, first.generation, first.evaluation
         decode = generate.Settings(g.max_new_tokens, g.temperature, g.top_p, g.seed)
-        settings = Settings(decode, first.evaluation.batch_size, first.evaluation.generate, likelihood)
+        settings = Settings(decode, e.batch_size, e.generate, e.likelihood)
         lm = load_row(c)
         encoder = encoder_of(c, lm)
-        said = {"data": first.data, "split": first.evaluation.split, "seed": g.seed, "note": row.note, **(notes or {})}
+        said = {"data": first.data, "split": e.split, "seed": g.seed, "note": row.note, **(notes or {})}
         place = folder / slug(row.name)
         evaluate(lm, encoder, dataset, examples, settings, place, name=row.name, notes=said, fresh=fresh, progress=progress)
         out.append(read(place))

@@ -100,7 +100,7 @@ def _run(job: Job, folder: Path, told: list[str], main: bool) -> Result:
     progress.trainer = trainer
     with clock.listening(), _fits(config):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-        final = trainer.last_evaluation()
+        final = None if clock.asked else trainer.last_evaluation()
     progress.close()
     steps = trainer.state.global_step
     best = trainer.best

@@ -46,6 +46,7 @@ def plan(lm: CompressedLM) -> Plan:
     return layout([Segment((5, 6, 7, 8)), Segment((9, 10, 11)), Segment((12, 13, 14), compress=False)], lm.scheme)
 
 
+SHIPPED = Path(__file__).resolve().parents[1] / "adapters"
 RAW = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
 
 
@@ -234,3 +235,13 @@ def test_a_copied_adapter_finds_its_task_adapter(toy: Path, pair: tuple[Path, Pa
     with torch.no_grad():
         a, b = (load(str(toy), folder, dtype="float32") for folder in (far, pair[1]))
         assert torch.equal(a(plan(a)), b(plan(b)))
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in SHIPPED.iterdir()))
+def test_what_is_shipped_is_whole_and_has_a_card(name: str) -> None:
+    card = adapter.read_card(SHIPPED / name)
+    said = (SHIPPED / name / "README.md").read_text()
+    assert all(line in said for line in ("| base model |", "| data |", "| recipe |", "| results |", "| licence |"))
+    if card.task is not None:
+        assert card.task.path == f"../{Path(card.task.path).name}"
+        assert loading._task(SHIPPED / name, card) == (SHIPPED / card.task.path.removeprefix("../"))

@@ -203,3 +203,22 @@ def test_the_window_passes_by_raw_tokens_and_no_memory(family: str, scheme: Sche
     assert not bool(slid[plan.shape[1] - 10])
     if family == "qwen2":
         assert torch.equal(masks["full_attention"], whole)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the switch is for processors")
+def test_grouped_heads_are_the_repeated_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU sdpa takes grouped heads under a mask; the copies that transformers makes otherwise give the same."""
+    lm, counts = tiny_lm("llama", Concat(n_comp=2)), {}
+    stock = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda q, k, v, **kw: heads.append(k.shape[1]) or stock(q, k, v, **kw)
+    )
+    logits = {}
+    for switch in (None, "0"):
+        if switch is not None:
+            monkeypatch.setenv("TRANSFORMERS_SDPA_FORCE_GQA", switch)
+        heads: list[int] = []
+        logits[switch], counts[switch] = run(lm, layout(TEXT, lm.scheme)), set(heads)
+    config = lm.base.config
+    assert counts == {None: {config.num_key_value_heads}, "0": {config.num_attention_heads}}
+    assert (logits[None] - logits["0"]).abs().max() < 1e-10

@@ -28,7 +28,7 @@ from context_memory.train import train
 RECIPE = "recipes/quickstart.yaml"
 TASK = "adapters/smollm2-135m-instruct-tally-task"
 SHIPPED = "adapters/smollm2-135m-instruct-tally-concat"
-PROBLEMS = 48
+PROBLEMS = 32
 SMOKE = ("training.max_steps=2", "training.tokens_per_batch=512", "generation.max_new_tokens=64")
 """Settings that show that everything runs, and nothing else."""
 
@@ -88,7 +88,7 @@ def run(p: Plan, fresh: bool = False) -> list[Line]:
 def four(p: Plan, adapter: Path, steps: int) -> list[rows.Row]:
     """The rows of the table, all on the same problems."""
     model = replace(p.config.model, adapter=str(adapter), attn_implementation="sdpa")
-    evaluation = replace(p.config.evaluation, max_samples=p.problems, batch_size=16)
+    evaluation = replace(p.config.evaluation, max_samples=p.problems, batch_size=32)
     full, mine, nothing = rows.rows_of(replace(p.config, model=model, evaluation=evaluation))
     theirs = rows.configure([f"model.name={model.name}", f"model.dtype={model.dtype}"], adapter=p.shipped)
     return [full, replace(mine, name=f"just trained ({steps} steps)"), rows.Row("shipped", theirs), nothing]

@@ -72,6 +72,8 @@ def run(p: Plan, fresh: bool = False) -> list[Line]:
     limit = f", {t.max_minutes:g} minutes at most" if t.max_minutes else ""
     say(f"[bold]2/3 training[/] {p.config.scheme['n_comp']} comp tokens a reasoning step ({t.max_steps} steps{limit})")
     trained = train(p.config)
+    if trained.asked:
+        raise UserError(f"stopped after {trained.steps} steps, as asked; the same command goes on.")
     assert trained.adapter is not None
     say(f"[bold]3/3 evaluation[/] on {p.problems} held-out problems, four ways")
     table = four(p, trained.adapter, trained.steps)

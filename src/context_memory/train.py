@@ -46,6 +46,8 @@ class Result:
     best_step: int | None = None
     final_loss: float | None = None
     """Evaluation loss of the last step."""
+    asked: bool = False
+    """A signal asked it to stop."""
 
 
 def significant(config: Config) -> dict[str, Any]:
@@ -108,7 +110,7 @@ def _run(job: Job, folder: Path, told: list[str], main: bool) -> Result:
         put_back(learner, best[2])
     lm.eval()
     loss, step = (best[0], best[1]) if best else (None, None)
-    result = Result(folder, folder / "adapter", steps, not clock.stopped, loss, step, final)
+    result = Result(folder, folder / "adapter", steps, not clock.stopped, loss, step, final, clock.asked)
     if main:
         folders.save(lm, result.adapter, card_of(lm, config, result.adapter))
         note = {k: v for k, v in asdict(result).items() if k not in ("folder", "adapter")}

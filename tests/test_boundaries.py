@@ -10,6 +10,7 @@ from context_memory import plugins
 from context_memory.boundaries.base import Boundary, Step
 from context_memory.boundaries.every import Every
 from context_memory.boundaries.newline import Newline
+from context_memory.boundaries.sentence import Sentence
 from context_memory.boundaries.turn import Turn
 
 PIECES = ("a", " bc", ".", "\n", ".\n\n", "\n\n\n", " ", "####", "<COMP>", "\r\n", "7", "é")
@@ -76,3 +77,11 @@ def test_every_and_turn() -> None:
 
 def test_newline_guards_against_a_line_that_never_ends() -> None:
     assert [len(s) for s in Newline(max_segment=4).split([0] * 10, PIECES.__getitem__)] == [4, 4, 2]
+
+
+def test_a_sentence_ends_with_its_stop_but_a_decimal_point_is_none() -> None:
+    words = ("It", " cost", " 3", ".", "5", " euros", ".", " \"", "Why", "?\"", " he", "\n", "asked", " 7", "!", "\n", " Mr", " A")
+    parts = Sentence().split(range(len(words)), words.__getitem__)
+    told = ["".join(words[i] for i in part) for part in parts]
+    assert told == ["It cost 3.5 euros.", ' "Why?"', " he\n", "asked 7!", "\n Mr A"]
+    assert [len(s) for s in Sentence(max_segment=4).split([0] * 10, ("a",).__getitem__)] == [4, 4, 2]

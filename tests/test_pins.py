@@ -8,13 +8,13 @@ from context_memory import plugins
 from context_memory.pins.base import Piece, flags
 
 STEP = ("So", " 3", "0", " -", " ", "4", " =", " ", "2", "6", ",", " so", " Emma", " has", " ", "2", "6", ".", "\n")
-QUESTION = ("How", " many", "?")
+QUESTION = ("How", " many", " 7", "s", "?")
 KEPT = {
     "sink": ([], ["How"]),
-    "prompt": ([], ["How", " many", "?"]),
-    "results": (["2", "6"], []),
-    "numbers": ([" 3", "0", "4", "2", "6", "2", "6"], []),
-    "conclusions": ([" Emma", " has", "2", "6"], []),
+    "prompt": ([], ["How", " many", " 7", "s", "?"]),
+    "results": (["2", "6"], [" 7"]),
+    "numbers": ([" 3", "0", "4", "2", "6", "2", "6"], [" 7"]),
+    "conclusions": ([" Emma", " has", "2", "6"], ["How", " many", " 7"]),
 }
 """Rule -> what it keeps of the step, and of the question, which comes first."""
 

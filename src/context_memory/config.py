@@ -39,7 +39,8 @@ class ModelConfig:
     chat: bool = True
     """Put text into the chat roles of the tokenizer, if it has any."""
     prompt: str = "keep"
-    """`keep`: the question is read and forgotten with the first step unless pinned. `compress`: it is a segment of its own."""
+    """`keep`: the question is read and forgotten with the first step unless pinned. `compress`: it is cut at
+    boundaries and compressed like everything else."""
 
 
 @dataclass

@@ -54,7 +54,7 @@ class Encoder:
         pins: which tokens stay verbatim.
         chat: put the text into the tokenizer's chat roles (where it has a template).
         prompt: `keep`, the question is read and stays in the segment of the first step (pin it to keep it longer), or
-            `compress`, it is a segment of its own.
+            `compress`, it is cut by the boundary policy and compressed like everything else.
     """
 
     def __init__(self, tokenizer: Any, boundary: Boundary, pins: Sequence[Pin] = (), chat: bool = True, prompt: str = "keep") -> None:
@@ -96,11 +96,11 @@ class Encoder:
 
     def asked(self, text: str, first: bool) -> list[Segment]:
         """A question and the assistant's role, after whatever the memory holds."""
-        ids = self.ids((self.roles.head if first else "") + text + self.roles.answer)
-        return [self._segment(ids, first=first, prompt=True, compress=self.question == "compress")]
+        head = self.roles.head if first else ""
+        return self._question(self.ids(head + text + self.roles.answer), len(self.ids(head)), first)
 
     def prompt(self, example: Example) -> list[Segment]:
-        """The segments before the answer: context, then question. The last one is not compressed unless `prompt=compress`."""
+        """The segments before the answer: context, then question, which is not compressed unless `prompt=compress`."""
         return self._given(example, self.ids(self._asked(example)))
 
     def segments(self, example: Example) -> list[Segment]:
@@ -147,9 +147,18 @@ class Encoder:
             end = len(self.ids(text))
             out.append(self._segment(ids[at:end], first=not out))
             at = end
-        closes = self.question == "compress"
-        last = self._segment(ids[at:], first=not out, prompt=True, compress=closes)
-        return [*out, last]
+        head = 0 if out else len(self.ids(self.roles.head))
+        return [*out, *self._question(ids[at:], head, first=not out)]
+
+    def _question(self, ids: Sequence[int], head: int, first: bool) -> list[Segment]:
+        """One segment that stays open; or, to be compressed, one for every part, the roles with the first and the last."""
+        if self.question == "keep":
+            return [self._segment(ids, first, prompt=True, compress=False)]
+        end = len(ids) - len(self.ids(self.roles.answer))
+        parts = self.boundary.split(ids[head:end], self.piece) or [()]
+        parts[0] = (*ids[:head], *parts[0])
+        parts[-1] = (*parts[-1], *ids[end:])
+        return [self._segment(part, first and i == 0, prompt=True) for i, part in enumerate(parts)]
 
     def _segment(self, ids: Sequence[int], first: bool = False, prompt: bool = False, compress: bool = True) -> Segment:
         return Segment(tuple(ids), pins=self.pin(ids, first, prompt), compress=compress)

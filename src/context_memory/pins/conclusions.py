@@ -21,7 +21,7 @@ class Conclusions(Pin):
     """Words that are passed over."""
 
     def chooses(self, piece: Piece) -> list[int]:
-        numbers = [] if piece.prompt else piece.numbers()
+        numbers = piece.numbers()
         if not numbers:
             return []
         chosen, idle = list(reversed(numbers[-1])), {"", *self.skip.split()}

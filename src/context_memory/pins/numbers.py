@@ -12,4 +12,4 @@ class Numbers(Pin):
     budget: int = 16
 
     def chooses(self, piece: Piece) -> list[int]:
-        return [] if piece.prompt else [i for tokens in reversed(piece.numbers()) for i in tokens]
+        return [i for tokens in reversed(piece.numbers()) for i in tokens]

@@ -12,5 +12,5 @@ class Results(Pin):
     budget: int = 8
 
     def chooses(self, piece: Piece) -> list[int]:
-        numbers = [] if piece.prompt else piece.numbers()
+        numbers = piece.numbers()
         return numbers[-1] if numbers else []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import toys
@@ -9,6 +11,7 @@ from context_memory.boundaries.newline import Newline
 from context_memory.boundaries.sentence import Sentence
 from context_memory.encode import Encoder
 from context_memory.errors import InputError
+from context_memory.model import CompressedLM
 from context_memory.pins.numbers import Numbers
 from context_memory.text import Example
 
@@ -61,3 +64,18 @@ def test_what_cannot_be_encoded_is_said() -> None:
         Encoder(WORDS, Sentence(), prompt="forget")
     with pytest.raises(InputError, match="context segment 1 of example 'x' is empty"):
         Encoder(WORDS, Sentence()).prompt(Example("Who?", "Bo", context=("a", ""), id="x"))
+
+
+def test_an_adapter_for_compressed_questions_is_used_that_way(tmp_path: Path) -> None:
+    model = toys.folder(tmp_path / "toy")
+    _, folder = toys.adapters(tmp_path, model, boundary="sentence", pins="[]", **{"model.prompt": "compress"})
+    lm = CompressedLM.load(str(model), adapter=folder)
+    whole = sum(len(s.ids) for s in lm.encoder.asked(ASKED.prompt, first=True))
+    memory = lm.memory()
+    (out,) = lm.generate(ASKED.prompt, memory, max_new_tokens=3, boundary="turn")
+    assert (out.prompt_tokens, out.peak_kv_tokens) == (whole, 2 + 2)  # "turn" leaves the question whole: two comp tokens, and two of three tokens fed
+    (out,) = lm.generate(ASKED.prompt, memory := lm.memory(), max_new_tokens=3)
+    assert (out.prompt_tokens, memory.step[0]) == (whole, 3 + out.compressions)
+    read = lm.memory().read(ASKED.prompt)
+    assert read.shape[1] == whole
+    assert lm.base.generate(**lm.memory().inputs(ASKED.prompt), max_new_tokens=2).shape[1] == whole + 2

@@ -253,8 +253,7 @@ class Memory(Cache):
     def _question(self, text: str | Sequence[int]) -> Sequence[int]:
         if not isinstance(text, str):
             return text
-        (segment,) = self.lm.encoder.asked(text, first=not any(self.raw))
-        return segment.ids
+        return [token for segment in self.lm.encoder.asked(text, first=not any(self.raw)) for token in segment.ids]
 
     def compress(self) -> None:
         """Close the segment that was read since the last boundary."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 
@@ -10,6 +11,8 @@ from context_memory import plugins
 from context_memory.boundaries.base import Boundary, Step
 from context_memory.boundaries.every import Every
 from context_memory.boundaries.newline import Newline
+from context_memory.boundaries.random import Random
+from context_memory.boundaries.rules import Rules
 from context_memory.boundaries.sentence import Sentence
 from context_memory.boundaries.turn import Turn
 
@@ -85,3 +88,42 @@ def test_a_sentence_ends_with_its_stop_but_a_decimal_point_is_none() -> None:
     told = ["".join(words[i] for i in part) for part in parts]
     assert told == ["It cost 3.5 euros.", ' "Why?"', " he\n", "asked 7!", "\n Mr A"]
     assert [len(s) for s in Sentence(max_segment=4).split([0] * 10, ("a",).__getitem__)] == [4, 4, 2]
+
+
+def cut(text: str, **settings: int) -> list[str]:
+    """The parts of a text whose tokens are words, blanks before them, and single marks."""
+    words = re.findall(r" ?\w+| ?[^\w\s]|\n", text)
+    assert "".join(words) == text
+    return ["".join(words[i] for i in part) for part in Rules(**settings).split(range(len(words)), words.__getitem__)]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["He ate 3 + 4 = 7 figs.", " Then he slept."],
+        ["It rained. It was late.\n"],  # nothing is finished
+        ["So it was late.", " He slept."],
+        ["16 + 1,200.5 = 1,216.5 euros,", " so Ann has it."],
+        ["We need x =\n3 + 4 = 7 in all.", " Good."],  # not within an equation
+        ["1. Wash the figs.\n", "2. Eat the figs.\n", "Sleep."],
+        ["Let \\[ x = 7. \\]", " Then y."],
+        ["The total, she said, is seven.", " Good."],  # a comma does not end a conclusion
+    ],
+    ids=str,
+)
+def test_rules_cut_where_a_thought_ends(parts: list[str]) -> None:
+    assert cut("".join(parts), min_segment=3) == parts
+
+
+def test_rules_leave_short_ends_to_what_follows() -> None:
+    assert cut("2 = 2.\nSo 3 = 3 it is.\n", min_segment=8) == ["2 = 2.\nSo 3 = 3 it is.", "\n"]
+
+
+def test_random_is_random_and_always_the_same() -> None:
+    ids = list(range(20_000))
+    cuts = {seed: [len(s) for s in Random(mean=10, seed=seed, max_segment=200).split(ids, str)] for seed in (0, 1)}
+    assert all(9 < len(ids) / len(c) < 11 for c in cuts.values())
+    assert cuts[0] != cuts[1]
+    assert cuts[0] == [len(s) for s in Random(mean=10, max_segment=200).split(ids, str)]
+    with pytest.raises(ValueError, match="mean of at least 1 token, got mean=0"):
+        Random(mean=0)

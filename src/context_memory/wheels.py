@@ -47,7 +47,7 @@ def download(requirement: str, folder: Path, report: Report) -> None:
     """Put the wheel of `requirement`, or what is in it, into `folder`."""
     if importlib.util.find_spec("pip"):
         command = [sys.executable, "-m", "pip", "download", "--no-cache-dir", "-d", str(folder)]
-    elif uv := shutil.which("uv"):  # environments that uv makes have no pip
+    elif uv := shutil.which("uv") or os.environ.get("UV"):  # environments that uv makes have no pip; `uv run` says where it is
         command = [uv, "pip", "install", "--no-cache", "--python", sys.executable, "--target", str(folder)]
     else:
         raise ModelError("this environment has neither pip nor uv; add one: python -m ensurepip.")

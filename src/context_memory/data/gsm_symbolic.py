@@ -11,6 +11,7 @@ of all problems by a checksum of their text.
 from __future__ import annotations
 
 import re
+import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +36,9 @@ def generator(seed: int, size: int) -> Any:
         ImportError: the package is not installed.
     """
     try:
-        import reasoning_gym
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of packages that it needs, where nobody has compiled them yet
+            import reasoning_gym
     except ImportError as error:
         raise ImportError(
             "data=gsm_symbolic needs the package reasoning-gym, which is not installed; run: pip install 'context-memory[gym]'."

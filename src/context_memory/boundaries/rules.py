@@ -1,0 +1,54 @@
+"""A segment ends where a thought does: after a finished calculation, a conclusion, a list item, or LaTeX maths.
+
+Only there: other sentences go on with the next, and nothing is cut within an equation whose right-hand side is still to come.
+What follows is not known yet, so punctuation right behind a digit (a decimal point, a thousands separator) ends nothing.
+
+>>> words = "Ann_ has_ figs_._ 3_ +_ 4_ =_ 7_ figs_,_ so_ she_ has_ seven_._\\n_Who_?".split("_")
+>>> ["".join(words[i] for i in part) for part in Rules(min_segment=2).split(range(len(words)), words.__getitem__)]
+['Ann has figs. 3 + 4 = 7 figs,', ' so she has seven.', '\\nWho?']
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+from context_memory.boundaries.base import Boundary, Step
+
+RESULT = r"[=\u2248]\s*[$€£]?\s*[-(]?\d"
+OPEN = re.compile(r"(?:[=\u2248+*/\u00d7\u00f7<(\[]|\s-)\s*[$€£]?\s*$")
+"""The text stops in the middle of an equation."""
+MATHS = ((r"\[", r"\]"), (r"\(", r"\)"), ("$$", "$$"))
+
+
+@dataclass(frozen=True)
+class Rules(Boundary):
+    """Ends with the clause, sentence, line or formula that finishes a calculation, a conclusion or a list item."""
+
+    min_segment: int = 8
+    """Shorter ones go on to the next place."""
+    words: str = "so thus hence therefore total answer result finally conclusion"
+    """What a conclusion is known by."""
+    max_segment: int = 256
+
+    CLAUSE: ClassVar[re.Pattern[str]] = re.compile(r"[^\d\s][,;:.!?][\"')\]]*\s*$|\n\s*$|\d[;!?]\s*$")
+    ITEM: ClassVar[re.Pattern[str]] = re.compile(r"^\s*(?:[-*•]|\(?\d{1,2}[.)]|Step \d+:?)\s+\S.*\n\s*$", re.DOTALL | re.IGNORECASE)
+
+    def ends(self, step: Step) -> bool:
+        if len(step.ids) < self.min_segment or not step.piece.strip(" ") or not step.text.strip():
+            return False
+        text = step.text
+        if any(text.count(a) > text.count(b) if a != b else text.count(a) % 2 for a, b in MATHS):
+            return False
+        if any(text.rstrip().endswith(b) for _, b in MATHS):
+            return True
+        if not self.CLAUSE.search(text) or OPEN.search(text.rstrip(" \n.,;:")):
+            return False
+        return bool(re.search(RESULT, text) or self._concludes(text) or self.ITEM.search(text))
+
+    def _concludes(self, text: str) -> bool:
+        """Whether one of the words is there, in a sentence or line that is over (a comma does not end a conclusion)."""
+        return text.rstrip(" \"')]").endswith((".", "!", "?", "\n")) and not set(self.words.split()).isdisjoint(
+            re.findall(r"[a-z]+", text.lower())
+        )

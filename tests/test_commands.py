@@ -42,6 +42,22 @@ def adapters(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 # ---- evaluate and compare ---------------------------------------------------------------------------------------------------
 
 
+def test_a_sweep_has_a_row_for_every_combination(ccm: Ccm, toy: Path, adapters: tuple[Path, Path], tmp_path: Path) -> None:
+    common = (f"model={toy}", "evaluation.max_samples=2", "generation.max_new_tokens=12", "evaluation.likelihood=false", "--run_id", "s")
+    axes = ("--sweep", "boundary.n=4,9", "--sweep", "pins=[prompt],[prompt,sink]")
+    code, out, err = ccm("evaluate", "--adapter", adapters[1], *common, *axes)
+    assert code == 0, err
+    rows = {r.name: r for r in records.gather([tmp_path / "result" / "tally" / "s" / "evaluation"])}
+    swept = [f"boundary.n={n} pins={p}" for n in (4, 9) for p in ("prompt", "prompt+sink")]
+    assert list(rows) == ["full", *swept, "nothing"]
+    said = [(rows[n].settings["boundary"]["n"], [p["name"] for p in rows[n].settings["pins"]]) for n in swept]
+    assert said == [(n, p) for n in (4, 9) for p in (["prompt"], ["prompt", "sink"])]
+    assert swept[0] in out
+    for axis, message in (("boundary=rules", "needs several values"), ("rules", "is not key=value"), ("boundary=rules,x", "called 'x'")):
+        code, _, err = ccm("evaluate", "--adapter", adapters[1], *common, "--sweep", axis)
+        assert (code, message in err) == (2, True), err
+
+
 def test_evaluate_and_compare(ccm: Ccm, toy: Path, adapters: tuple[Path, Path], tmp_path: Path) -> None:
     """The rows full and nothing run the task-adapted model; the adapter brings its scheme, boundary and data along."""
     task, concat = adapters

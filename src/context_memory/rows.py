@@ -8,6 +8,7 @@ line comes before it.
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,10 +77,45 @@ def configure(overrides: Sequence[str], recipe: str | None = None, adapter: str 
     return compose.load([*brought(adapter, every), *rest, f"model.adapter={_text(str(adapter))}"])
 
 
-def rows_of(config: Config, others: Sequence[tuple[str, Config]] = (), ends: bool = True) -> list[Row]:
-    """`full`, the configuration's own row, the other ones, `nothing`."""
+def sweep(axes: Sequence[str], overrides: Sequence[str], recipe: str | None, adapter: str | Path | None) -> list[tuple[str, Config]]:
+    """A row for every combination of values, `["boundary=newline,rules", "scheme.n_comp=1,2"]`, named after its values.
+
+    Values are separated as in Hydra's own sweeps: `pins=[prompt],[prompt,results]`, `boundary.n=range(8,32,8)`.
+
+    Raises:
+        UserError: not `key=value,value`; see also `configure`.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, values = OverridesParser.create(), []
+    for axis in axes:
+        try:
+            parsed = parser.parse_override(axis)
+        except HydraException as e:
+            raise UserError(f"--sweep '{axis}' is not key=value,value: {str(e).splitlines()[0]}") from e
+        if not parsed.is_sweep_override():
+            raise UserError(f"--sweep '{axis}' needs several values with commas between them, as in --sweep boundary=newline,rules.")
+        values.append([f"{parsed.key_or_group}={v}" for v in parsed.sweep_string_iterator()])
+    return [(_called(point), configure([*overrides, *point], recipe, adapter)) for point in itertools.product(*values)]
+
+
+def _called(point: Sequence[str]) -> str:
+    """A combination as a row's name; brackets would be markup in a table.
+
+    >>> _called(["boundary=rules", "pins=[prompt,sink]"])
+    'boundary=rules pins=prompt+sink'
+    """
+    return " ".join(point).replace("[", "").replace("]", "").replace(",", "+")
+
+
+def rows_of(
+    config: Config, others: Sequence[tuple[str, Config]] = (), ends: bool = True, swept: Sequence[tuple[str, Config]] = ()
+) -> list[Row]:
+    """`full`, the configuration's own row (or those of a sweep in its place), the other ones, `nothing`."""
     own = config.scheme["name"]
-    named = [*others] if own in ENDS and others else [(own, config), *others]
+    first = list(swept) or [(own, config)]
+    named = [*others] if own in ENDS and others and not swept else [*first, *others]
     out = [Row(name, c) for name, c in named]
     if ends:
         # The lower bound keeps the question if the other rows do, and nothing else: other pins are a memory of their own.

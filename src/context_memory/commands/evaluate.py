@@ -12,6 +12,7 @@ def evaluate(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. data=tally evaluation.max_samples=100")] = None,
     adapter: Annotated[str | None, typer.Option(help="An adapter folder; the same as model.adapter=.")] = None,
     row: Annotated[list[str] | None, typer.Option(help="One more row: an adapter folder, or name=folder.")] = None,
+    sweep: Annotated[list[str] | None, typer.Option(help="key=value,value: a row for each; several give all combinations.")] = None,
     alone: Annotated[bool, typer.Option("--alone", help="Without the rows full and nothing.")] = False,
     run_id: Annotated[str | None, typer.Option("--run_id", "--run-id", help="Name of the run; the same name goes on.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A YAML file of settings; overrides come after it.")] = None,
@@ -23,9 +24,10 @@ def evaluate(
 
     given = list(overrides or [])
     given += [f"run_id={run_id}"] if run_id else []
-    config = rows.configure(given, recipe, adapter or _trained(given, recipe))
+    chosen = adapter or _trained(given, recipe)
+    config = rows.configure(given, recipe, chosen)
     others = [_other(text, given, recipe) for text in row or []]
-    table = rows.rows_of(config, others, ends=not alone)
+    table = rows.rows_of(config, others, ends=not alone, swept=rows.sweep(sweep, given, recipe, chosen) if sweep else [])
     folder = out or _folder(config)
     with report.bar() as progress:
         records = rows.run(table, folder, fresh=fresh, progress=progress)

@@ -92,6 +92,9 @@ def test_runs_are_gathered_once_and_told_apart(tmp_path: Path, evaluation: Path)
     written(second / "concat", "concat", "concat", found=[replace(p, answer="b") for p in ROWS["concat"]], adapter={"a": "b"})
     names = [r.name for r in gather([evaluation, second])]
     assert names == ["full", "mine: concat", "yours: concat", "nothing"]
+    out = tmp_path / "elsewhere"  # a folder of --out is not called "evaluation"
+    written(out / "concat", "concat", "concat", found=[replace(p, answer="c") for p in ROWS["concat"]], adapter={"c": "d"})
+    assert [r.name for r in gather([evaluation, out])] == ["full", "mine: concat", "elsewhere: concat", "nothing"]
 
 
 def test_what_is_not_there_or_damaged_is_said(tmp_path: Path, evaluation: Path) -> None:

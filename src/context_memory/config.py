@@ -68,7 +68,8 @@ class TrainingConfig:
     weight_decay: float = 0.0
     clip: float = 1.0
     loss: str = "ce"
-    """`ce`: cross-entropy on the targets. `distill`: KL to the same model with its full context."""
+    """`ce`: cross-entropy on the targets (a little better at equal updates, docs/log.md). `distill`: KL to the same model with
+    its full context."""
     gradient_checkpointing: bool = False
     seed: int = 42
     eval_steps: int = 50

@@ -171,7 +171,7 @@ def gather(folders: Sequence[Path]) -> list[Record]:
             if not any(row.settings == r.settings and [p.key for p in row.lines] == [p.key for p in r.lines] for r in out):
                 out.append(row)
     names = Counter(r.name for r in out)
-    out = [replace(r, name=f"{run_name(r.folder)}: {r.name}") if names[r.name] > 1 else r for r in out]
+    out = [replace(r, name=f"{run_name(r.folder.parent)}: {r.name}") if names[r.name] > 1 else r for r in out]
     return sorted(out, key=lambda r: {"full": 0, "nothing": 2}.get(r.scheme, 1))
 
 

@@ -43,7 +43,7 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
             given = [a for a in given if not a.startswith("training.max_steps")]
             arguments = seed.translate([*given, "data.path=my.jsonl", *SMOKE["train"].split()])
         else:
-            model = [f"model.name={toy}"] if command[1] == "train" else []
+            model = [f"model.name={toy}"] if command[1] in ("train", "annotate") else []
             arguments = [*command[1:], *SMOKE.get(command[1], "").split(), *model]
         with pytest.raises(SystemExit) as end:
             cli.main(arguments)

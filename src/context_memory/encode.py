@@ -5,6 +5,7 @@ A text is tokenised once and cut by token index, so that training, `Memory.write
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -105,22 +106,33 @@ class Encoder:
 
     def segments(self, example: Example) -> list[Segment]:
         """The whole example; the answer, up to its end-of-turn token, is what is learnt."""
-        asked = self._asked(example)
-        encoded = self.tokenizer(asked + example.target + self.roles.end, add_special_tokens=False, return_offsets_mapping=True)
-        ids, starts = encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
-        at = next((i for i, s in enumerate(starts) if s >= len(asked)), len(ids))
-        stop = next((i for i, s in enumerate(starts) if s >= len(asked) + len(example.target)), len(ids))
+        ids, starts, at, stop = self._whole(example)
         answer, end = tuple(ids[at:stop]), tuple(ids[stop : stop + 1])
         if example.cuts:
-            steps = self._cut(answer, [s - len(asked) for s in starts[at:stop]], example.cuts)
+            steps = self._cut(answer, starts[at:stop], example.cuts)
         else:
             steps = self.boundary.split(answer, self.piece)
         closed = self._closes(steps, example)
         tail = (*steps[closed], *end) if closed < len(steps) else end
-        out = self._given(example, list(ids[:at]))
+        out = self._given(example, ids[:at])
         for step in steps[:closed]:
             out.append(Segment(step, loss=(True,) * len(step), pins=self.pin(step), target=True))
         return [*out, Segment(tail, loss=(True,) * len(tail), compress=False, target=True)]
+
+    def cuts(self, example: Example) -> tuple[int, ...]:
+        """Where the boundary policy ends a segment of the target, the last one left out: offsets in characters, as `Example.cuts`."""
+        ids, starts, at, stop = self._whole(example)
+        steps = self.boundary.split(ids[at:stop], self.piece)
+        return tuple(starts[at + edge] for edge in itertools.accumulate(map(len, steps[:-1])))
+
+    def _whole(self, example: Example) -> tuple[list[int], list[int], int, int]:
+        """Ids of all of it; the offset in the target at which each begins (below 0: before it); the target's first index and its end."""
+        asked = self._asked(example)
+        encoded = self.tokenizer(asked + example.target + self.roles.end, add_special_tokens=False, return_offsets_mapping=True)
+        ids, starts = list(encoded["input_ids"]), [start - len(asked) for start, _ in encoded["offset_mapping"]]
+        at = next((i for i, s in enumerate(starts) if s >= 0), len(ids))
+        stop = next((i for i, s in enumerate(starts) if s >= len(example.target)), len(ids))
+        return ids, starts, at, stop
 
     def _closes(self, steps: Sequence[tuple[int, ...]], example: Example) -> int:
         """How many of the steps end with a boundary: all but a last one that just stops."""

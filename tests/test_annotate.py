@@ -46,9 +46,9 @@ def test_a_file_that_is_read_back_cuts_where_the_policy_does(policy: Boundary, s
 
 def test_what_cannot_be_read_back_is_left_out_and_counted() -> None:
     plain = Example("How many?", "1 + 1 = 2\n2 + 2 = 4\n#### 4")
-    told = [plain, Example("What is <COMP>?", plain.target), Example("So?", plain.target, context=("It is.",)), Example("Who?", "#### 4")]
-    found = annotate(told, Encoder(WORDS, Newline()))
-    assert (len(found.rows), found.unsafe, found.uncut, found.cuts) == (1, 2, 1, 2)
+    unsafe = [Example("What is <COMP>?", plain.target), Example("So?", plain.target, context=("It is.",)), Example("Who?", "Bo.\nBo!")]
+    found = annotate([plain, *unsafe, Example("What?", "#### 4")], Encoder(WORDS, Newline()))
+    assert (len(found.rows), found.unsafe, found.uncut, found.cuts) == (1, 3, 1, 2)
     assert found.rows[0] == {
         "question": "How many?",
         "reasoning_with_compression": "1 + 1 = 2\n<COMP>2 + 2 = 4\n<COMP>#### 4",

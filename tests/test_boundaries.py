@@ -105,6 +105,11 @@ def cut(text: str, **settings: int) -> list[str]:
         ["So it was late.", " He slept."],
         ["16 + 1,200.5 = 1,216.5 euros,", " so Ann has it."],
         ["We need x =\n3 + 4 = 7 in all.", " Good."],  # not within an equation
+        ["The sum = 48 + 24\nIt is 48 + 24 = 72 in all.", " Good."],  # an equation that is not worked out
+        ["Sold in May = 48 / 2.\nThat is 48 / 2 = 24 figs.", " Good."],
+        ["So x = figs *\n2 and that is it.", " Good."],
+        ["It costs 2 * 3 = $6 today.", " Good."],
+        ["In all 3 + 4 = 7\n", "Good."],
         ["1. Wash the figs.\n", "2. Eat the figs.\n", "Sleep."],
         ["Let \\[ x = 7. \\]", " Then y."],
         ["The total, she said, is seven.", " Good."],  # a comma does not end a conclusion

@@ -53,7 +53,13 @@ def test_a_sweep_has_a_row_for_every_combination(ccm: Ccm, toy: Path, adapters: 
     said = [(rows[n].settings["boundary"]["n"], [p["name"] for p in rows[n].settings["pins"]]) for n in swept]
     assert said == [(n, p) for n in (4, 9) for p in (["prompt"], ["prompt", "sink"])]
     assert swept[0] in out
-    for axis, message in (("boundary=rules", "needs several values"), ("rules", "is not key=value"), ("boundary=rules,x", "called 'x'")):
+    refused = {
+        "boundary=rules": "needs several values",
+        "rules": "is not key=value",
+        "boundary=rules,x": "called 'x'",
+        "data.max_steps=3,4": "differ in model, scheme, boundary, pins and share all else",
+    }
+    for axis, message in refused.items():
         code, _, err = ccm("evaluate", "--adapter", adapters[1], *common, "--sweep", axis)
         assert (code, message in err) == (2, True), err
 

@@ -20,7 +20,7 @@ from context_memory.encode import Encoder
 from context_memory.errors import UserError
 from context_memory.evaluate import Settings, evaluate, likelihoods
 from context_memory.footprint import peak_if_said
-from context_memory.intervals import mcnemar, paired_difference, wilson
+from context_memory.intervals import mcnemar, paired_difference, ratio, wilson
 from context_memory.loading import load
 from context_memory.metrics import Prediction, summarise, versus
 from context_memory.model import CompressedLM
@@ -68,9 +68,16 @@ def test_paired_difference_by_hand() -> None:
     assert never.mean == 0 and never.low < 0 < never.high  # no difference seen is not certainty
 
 
+def test_a_ratio_by_hand() -> None:
+    e = ratio([1, 3, 8], [1, 2, 3])  # 2; errors -1, -1, 2, whose mean has a standard error of 1; 2 is the mean of what is below
+    assert (e.mean, e.n) == (2, 3)
+    assert (e.low, e.high) == pytest.approx((2 - 1.959964 / 2, 2 + 1.959964 / 2))
+
+
 def test_a_row_by_itself() -> None:
     m = summarise([line(0, 1, peak=10), line(1, 0, peak=14, nll=6.0, reason="length")], kv_bytes=3)
-    assert (m.n, m.scores["correct"].mean, m.nll, m.nll_tokens) == (2, 0.5, 1.0, 8)
+    assert (m.n, m.scores["correct"].mean, m.nll_tokens) == (2, 0.5, 8)
+    assert m.nll is not None and m.nll.mean == 1.0
     assert m.peak_reasoning_kv is not None and m.peak_reasoning_kv.mean == 12 and m.peak_reasoning_bytes == 36
     assert (m.mean_kv_bytes, m.mean_reasoning_bytes) == (24, 12)
     assert (m.peak_kv, m.peak_kv_bytes, m.max_kv_bytes, m.compressions) == (17, 1200, 1400, 2)
@@ -87,7 +94,8 @@ def test_a_row_against_full_and_nothing() -> None:
     assert (v.n, v.gained, v.lost, v.p) == (4, 1, 2, 1.0)
     assert v.difference is not None and v.difference.mean == -0.25
     assert v.kv_ratio == 24 / 80 and v.kv_ratio_whole == 44 / 100
-    assert v.nll_difference == 0.25 and v.gap_closed == pytest.approx(0.75)
+    assert v.nll_difference is not None and v.nll_difference.mean == 0.25
+    assert v.gap_closed is not None and v.gap_closed.mean == pytest.approx(0.75)
     assert versus(row, full).gap_closed is None
     with pytest.raises(ValueError, match="no item in common"):
         versus(row, [line(0, 1, prompt="another")])
@@ -212,7 +220,7 @@ def test_full_is_the_stock_model(run, toy: Path) -> None:  # type: ignore[no-unt
         nll = -scores.gather(1, whole[0, ids.shape[1] :, None]).sum()
         assert (p.nll, p.nll_tokens) == (pytest.approx(float(nll)), len(p.target) + 1)
         total += float(nll)
-    assert found.nll == pytest.approx(total / found.nll_tokens)
+    assert found.nll is not None and found.nll.mean == pytest.approx(total / found.nll_tokens)
 
 
 def test_batches_and_order_change_nothing(run) -> None:  # type: ignore[no-untyped-def]
@@ -243,7 +251,7 @@ def test_resume_keeps_what_is_done(run, tmp_path: Path, monkeypatch: pytest.Monk
         out.write('{"id": "echo/6", "prom')  # cut off while it was written
     again, _ = run("nothing")
     assert asked == [3, 3, 1] and not partial.exists()
-    assert again.scores == whole.scores and again.nll == pytest.approx(whole.nll)
+    assert again.scores == whole.scores and again.nll.mean == pytest.approx(whole.nll.mean)
     run("nothing", n=7)
     assert asked == [3, 3, 1]  # complete: nothing is run again
 

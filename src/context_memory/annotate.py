@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from context_memory.data._answers import final_number
 from context_memory.data.gsm8k import MARKER, uncomp
 from context_memory.encode import Encoder
 from context_memory.report import write_text
@@ -26,7 +27,7 @@ class Annotated:
     rows: list[Row] = field(default_factory=list)
     cuts: int = 0
     unsafe: int = 0
-    """Examples whose text holds the marker itself, or has a context: such a row cannot be told from others when it is read back."""
+    """Examples that a row could not give back: the text holds the marker itself, there is a context, or no final `#### n`."""
     uncut: int = 0
     """Examples in which no segment ends."""
 
@@ -35,7 +36,8 @@ def annotate(examples: Iterable[Example], encoder: Encoder) -> Annotated:
     """Mark every place where `encoder.boundary` ends a segment of the target, up to the last one that has text behind it."""
     out = Annotated()
     for example in examples:
-        if MARKER in example.prompt + example.target or example.context:
+        text = example.prompt + example.target
+        if MARKER in text or example.context or final_number(example.target, marked=True) is None:
             out.unsafe += 1
             continue
         marked = mark(example, encoder)

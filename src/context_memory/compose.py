@@ -86,6 +86,25 @@ def read_recipe(path: str | Path) -> list[str]:
     return out
 
 
+def axis(override: str) -> list[str]:
+    """An override with several values, separated as in Hydra's own sweeps, one by one: `boundary=newline,rules`,
+    `pins=[prompt],[prompt,results]`, `boundary.n=range(8,32,8)`.
+
+    Raises:
+        UserError: not `key=value,value`.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as e:
+        raise UserError(f"--sweep '{override}' is not key=value,value: {str(e).splitlines()[0]}") from e
+    if not parsed.is_sweep_override():
+        raise UserError(f"--sweep '{override}' needs several values with commas between them, as in --sweep boundary=newline,rules.")
+    return [f"{parsed.key_or_group}={value}" for value in parsed.sweep_string_iterator()]
+
+
 def _text(value: object) -> str:
     if isinstance(value, list):
         return "[" + ",".join(map(str, value)) + "]"

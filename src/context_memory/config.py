@@ -7,13 +7,15 @@ dataclass, so a new file is a new choice.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from context_memory import plugins
+from context_memory.encode import Encoder
 from context_memory.errors import UserError
 from context_memory.models import EMBEDDED
+from context_memory.text import Example
 
 FOLDERS = {"data": "data", "scheme": "schemes", "boundary": "boundaries", "pins": "pins"}
 """Group of the configuration -> folder of plug-ins."""
@@ -160,6 +162,26 @@ class Config:
         name = settings.pop("name")
         own = {f.name for f in dataclasses.fields(plugins.find(FOLDERS[group], name))}
         return _make(group, FOLDERS[group], name, {k: v for k, v in settings.items() if k in own})
+
+    def encoder(self, tokenizer: Any) -> Encoder:
+        """How texts become segments: boundary, pins, roles and what is done with the question."""
+        return Encoder(tokenizer, self.make("boundary"), self.make("pins"), chat=self.model.chat, prompt=self.model.prompt)
+
+    def examples(self, split: str, *limits: int | None, ratio: float = 1.0) -> Sequence[Example]:
+        """The first examples of a split: that share of them, and no more than any of the limits.
+
+        Raises:
+            UserError: the dataset has no such split, or something is wrong with its source.
+        """
+        try:
+            found = self.make("data").examples(split)
+        except (ValueError, ImportError, OSError) as e:
+            raise UserError(f"data={self.data['name']}: {e}") from e
+        return found[: min([max(1, int(len(found) * ratio)), *(n for n in limits if n is not None)])]
+
+    def training_examples(self) -> Sequence[Example]:
+        """The train split, as `data.train_ratio` and `data.max_train_samples` have it."""
+        return self.examples("train", self.data["max_train_samples"], ratio=self.data["train_ratio"])
 
     def gate(self) -> str:
         """`model.gate` with `auto` decided."""

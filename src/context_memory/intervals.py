@@ -43,6 +43,19 @@ def mean(values: Sequence[float]) -> Estimate:
     return Estimate(middle, middle - half, middle + half, n)
 
 
+def ratio(above: Sequence[float], below: Sequence[float]) -> Estimate:
+    """A ratio of two sums over the same items, such as nats over tokens; normal interval of the linearised ratio.
+
+    >>> e = ratio([2, 4, 6], [1, 2, 3])
+    >>> e.mean, e.low, e.high
+    (2.0, 2.0, 2.0)
+    """
+    middle = sum(above) / sum(below)
+    errors = mean([a - middle * b for a, b in zip(above, below, strict=True)])
+    half = abs(errors.high - errors.mean) * len(below) / abs(sum(below))
+    return Estimate(middle, middle - half, middle + half, len(below))
+
+
 def share(values: Sequence[float]) -> Estimate:
     """Scores between 0 and 1: Wilson's interval if all are 0 or 1, else the normal one within 0..1."""
     if all(v in (0, 1) for v in values):

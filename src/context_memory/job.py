@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from context_memory.batches import Collate, Rows, Schedule
 from context_memory.config import Config
-from context_memory.encode import Encoder
 from context_memory.errors import UserError
 from context_memory.loading import build
 from context_memory.model import CompressedLM
+from context_memory.text import Example
 
 
 @dataclass
@@ -38,22 +39,14 @@ def prepare(config: Config, lm: CompressedLM | None = None) -> Job:
     if config.training.gradient_checkpointing:
         lm.base.activation_checkpointing_enable({"use_reentrant": False})
     t = config.training
-    encoder = Encoder(
-        lm.tokenizer, config.make("boundary"), config.make("pins"), chat=config.model.chat, prompt=config.model.prompt
-    )
+    encoder = config.encoder(lm.tokenizer)
     supervise = "memory" if lm.gate == "comp" else "all"
     longest = min(t.max_tokens, lm.max_positions)
 
-    def rows(split: str, limit: int | None, ratio: float = 1.0) -> Rows:
-        try:
-            examples = config.make("data").examples(split)
-        except ValueError as e:
-            raise UserError(f"data={config.data['name']}: {e}") from e
-        count = max(1, int(len(examples) * ratio))
-        examples = examples[: min(count, limit) if limit is not None else count]
+    def rows(examples: Sequence[Example]) -> Rows:
         return Rows(examples, encoder, lm.scheme, lm.positions, supervise, longest)
 
-    train = rows("train", config.data["max_train_samples"], config.data["train_ratio"])
+    train = rows(config.training_examples())
     limits = [n for n in (t.eval_samples, config.data["max_eval_samples"]) if n is not None]
     schedule = Schedule(train, t)
     world = int(os.environ.get("WORLD_SIZE", 1))
@@ -62,7 +55,7 @@ def prepare(config: Config, lm: CompressedLM | None = None) -> Job:
     schedule.size = steps * per_step
     evaluation = None
     if min(limits) > 0:
-        evaluation = Schedule(rows("validation", min(limits)), t, shuffle=False)
+        evaluation = Schedule(rows(config.examples("validation", *limits)), t, shuffle=False)
         len(evaluation)
     if lm.scheme.hides:
         must_hide(schedule, lm)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from context_memory.intervals import Estimate, mcnemar, mean, paired_difference, share
+from context_memory.intervals import Estimate, mcnemar, mean, paired_difference, ratio, share
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Metrics:
     n: int
     scores: dict[str, Estimate]
     """`correct` is always there where answers were generated."""
-    nll: float | None
+    nll: Estimate | None
     """Per target token."""
     nll_tokens: int
     peak_reasoning_kv: Estimate | None
@@ -107,9 +107,9 @@ class Versus:
     """Mean per-answer peak of reasoning entries over `full`'s."""
     kv_ratio_whole: float | None
     """The same with the prompt."""
-    nll_difference: float | None
-    """Per target token."""
-    gap_closed: float | None
+    nll_difference: Estimate | None
+    """Per target token, paired."""
+    gap_closed: Estimate | None
     """Share of the NLL gap between `nothing` and `full`, where those are rows of the table."""
 
 
@@ -131,7 +131,7 @@ def summarise(predictions: Sequence[Prediction], kv_bytes: int = 0) -> Metrics:
     return Metrics(
         n=len(predictions),
         scores=scores,
-        nll=sum(p.nll or 0.0 for p in forced) / nll_tokens if nll_tokens else None,
+        nll=ratio([p.nll or 0.0 for p in forced], [p.nll_tokens for p in forced]) if nll_tokens else None,
         nll_tokens=nll_tokens,
         peak_reasoning_kv=peak,
         mean_reasoning_kv=_average([p.mean_reasoning_kv for p in said]),
@@ -164,13 +164,8 @@ def versus(row: Sequence[Prediction], full: Sequence[Prediction], nothing: Seque
     gained = sum(a.scores["correct"] > b.scores["correct"] for a, b in said)
     lost = sum(a.scores["correct"] < b.scores["correct"] for a, b in said)
     lower = {p.key: p for p in nothing}
-    forced = [(a, b, lower.get(a.key)) for a, b in pairs if a.nll is not None and b.nll is not None]
-    difference = _nll([a for a, _, _ in forced]) - _nll([b for _, b, _ in forced]) if forced else None
-    gap = [(a, b, c) for a, b, c in forced if c is not None and c.nll is not None]
-    closed = None
-    if gap:
-        mine, best, worst = (_nll(list(column)) for column in zip(*gap))
-        closed = (worst - mine) / (worst - best) if worst != best else None
+    forced = [(a, b, a.nll, b.nll) for a, b in pairs if a.nll is not None and b.nll is not None]  # one target: equally many tokens
+    gap = [(c.nll - mine, c.nll - best) for a, _, mine, best in forced if (c := lower.get(a.key)) is not None and c.nll is not None]
     return Versus(
         n=len(pairs),
         difference=paired_difference(gained, lost, len(said)) if said else None,
@@ -179,8 +174,8 @@ def versus(row: Sequence[Prediction], full: Sequence[Prediction], nothing: Seque
         lost=lost,
         kv_ratio=_ratio([(a.peak_reasoning_kv, b.peak_reasoning_kv) for a, b in said]),
         kv_ratio_whole=_ratio([(a.peak_kv, b.peak_kv) for a, b in said]),
-        nll_difference=difference,
-        gap_closed=closed,
+        nll_difference=ratio([mine - best for *_, mine, best in forced], [a.nll_tokens for a, *_ in forced]) if forced else None,
+        gap_closed=ratio(*zip(*gap, strict=True)) if sum(whole for _, whole in gap) else None,
     )
 
 
@@ -194,10 +189,6 @@ def plain(value: Any) -> Any:
         return None if isinstance(x, float) and not math.isfinite(x) else x
 
     return clean(tree)
-
-
-def _nll(predictions: Sequence[Prediction]) -> float:
-    return sum(p.nll or 0.0 for p in predictions) / sum(p.nll_tokens for p in predictions)
 
 
 def _ratio(pairs: Sequence[tuple[float, float]]) -> float | None:

@@ -202,7 +202,7 @@ class CompressedLM(nn.Module):
         if config is None or not config.boundary:
             newline, prompt = plugins.make("boundaries", "newline"), plugins.make("pins", "prompt")
             return Encoder(self.tokenizer, newline, [prompt])  # type: ignore[arg-type, list-item]
-        return Encoder(self.tokenizer, config.make("boundary"), config.make("pins"), chat=config.model.chat, prompt=config.model.prompt)
+        return config.encoder(self.tokenizer)
 
     def identity(self) -> dict[str, str]:
         """What a memory file belongs to."""

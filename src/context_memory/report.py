@@ -25,6 +25,7 @@ from rich.progress import (
 from rich.table import Table
 
 from context_memory.adapter import write_json
+from context_memory.intervals import Estimate
 from context_memory.metrics import Metrics, Versus, natural, plain, summarise, versus
 from context_memory.records import METRICS, Record
 
@@ -65,18 +66,18 @@ def cells(line: Line) -> dict[str, str]:
     """The texts of a row by column; empty where nothing was measured or nothing can be compared."""
     m, v = line.metrics, line.versus
     itself = line.record.scheme == "full"
-    correct, d = m.scores.get("correct"), v.difference if v else None
+    correct, d, g = m.scores.get("correct"), v.difference if v else None, v.gap_closed if v else None
     said = correct is not None
     return {
         "row": line.record.name,
         "n": f"{m.n:,}",
-        "accuracy %": f"{100 * correct.mean:.1f} [{100 * correct.low:.1f}, {100 * correct.high:.1f}]" if correct else "",
+        "accuracy %": _interval(correct) if correct else "",
         "vs full, points": f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]" if d and not itself else "",
         "p": _p(v.p) if v and v.p is not None and not itself else "",
         "peak KV": f"{m.peak_reasoning_kv.mean:.1f}" if m.peak_reasoning_kv else "",
         "of full %": _percent(v.kv_ratio if v else None),
-        "NLL": f"{m.nll:.4f}" if m.nll is not None else "",
-        "gap closed %": _percent(v.gap_closed if v else None),
+        "NLL": f"{m.nll.mean:.4f} [{m.nll.low:.4f}, {m.nll.high:.4f}]" if m.nll else "",
+        "gap closed %": _interval(g, end=itself or line.record.scheme == "nothing") if g else "",
         "same text %": _percent(m.equal_length_ratio),
         "mean KV": f"{m.mean_reasoning_kv:.1f}" if said else "",
         "with prompt": f"{m.peak_kv:.1f}" if said else "",
@@ -175,6 +176,11 @@ def write_text(path: Path, text: str) -> None:
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def _interval(e: Estimate, end: bool = False) -> str:
+    """A share in percent; an end of the table's scale has no interval."""
+    return f"{100 * e.mean:.1f}" if end else f"{100 * e.mean:.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}]"
 
 
 def _percent(x: float | None) -> str:

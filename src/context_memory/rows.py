@@ -19,18 +19,20 @@ from rich.progress import Progress
 from context_memory import adapter as folders
 from context_memory import compose, generate
 from context_memory.config import FOLDERS, Config
-from context_memory.encode import Encoder
 from context_memory.errors import UserError
 from context_memory.evaluate import Settings, evaluate
 from context_memory.loading import accelerator, load
 from context_memory.model import CompressedLM
 from context_memory.records import Record, read
-from context_memory.text import Example
 
 ENDS = ("full", "nothing")
 """The schemes that have nothing to train, upper and lower bound of every table."""
 BROUGHT = ("name", "positions", "chat", "prompt")
 """Settings of `model` that an adapter brings along."""
+
+
+OWN = ("model", "scheme", "boundary", "pins")
+"""The groups of the configuration in which the rows of one table may differ."""
 
 
 @dataclass(frozen=True)
@@ -78,25 +80,14 @@ def configure(overrides: Sequence[str], recipe: str | None = None, adapter: str 
 
 
 def sweep(axes: Sequence[str], overrides: Sequence[str], recipe: str | None, adapter: str | Path | None) -> list[tuple[str, Config]]:
-    """A row for every combination of values, `["boundary=newline,rules", "scheme.n_comp=1,2"]`, named after its values.
-
-    Values are separated as in Hydra's own sweeps: `pins=[prompt],[prompt,results]`, `boundary.n=range(8,32,8)`.
+    """A row for every combination of values, `["boundary=newline,rules", "pins=[prompt],[prompt,results]"]`, named after them.
 
     Raises:
-        UserError: not `key=value,value`; see also `configure`.
+        UserError: a setting that all rows of a table share; see also `compose.axis` and `configure`.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser, values = OverridesParser.create(), []
-    for axis in axes:
-        try:
-            parsed = parser.parse_override(axis)
-        except HydraException as e:
-            raise UserError(f"--sweep '{axis}' is not key=value,value: {str(e).splitlines()[0]}") from e
-        if not parsed.is_sweep_override():
-            raise UserError(f"--sweep '{axis}' needs several values with commas between them, as in --sweep boundary=newline,rules.")
-        values.append([f"{parsed.key_or_group}={v}" for v in parsed.sweep_string_iterator()])
+    values = [compose.axis(a) for a in axes]
+    if shared := [a for a in axes if a.partition("=")[0].split(".")[0] not in OWN]:
+        raise UserError(f"--sweep '{shared[0]}': the rows of a table differ in {', '.join(OWN)} and share all else; evaluate twice.")
     return [(_called(point), configure([*overrides, *point], recipe, adapter)) for point in itertools.product(*values)]
 
 
@@ -109,14 +100,9 @@ def _called(point: Sequence[str]) -> str:
     return " ".join(point).replace("[", "").replace("]", "").replace(",", "+")
 
 
-def rows_of(
-    config: Config, others: Sequence[tuple[str, Config]] = (), ends: bool = True, swept: Sequence[tuple[str, Config]] = ()
-) -> list[Row]:
-    """`full`, the configuration's own row (or those of a sweep in its place), the other ones, `nothing`."""
-    own = config.scheme["name"]
-    first = list(swept) or [(own, config)]
-    named = [*others] if own in ENDS and others and not swept else [*first, *others]
-    out = [Row(name, c) for name, c in named]
+def rows_of(config: Config, named: Sequence[tuple[str, Config]] = (), ends: bool = True) -> list[Row]:
+    """The rows of these names (the configuration itself, if none is given), between its `full` and `nothing`."""
+    out = [Row(name, c) for name, c in named or [(config.scheme["name"], config)]]
     if ends:
         # The lower bound keeps the question if the other rows do, and nothing else: other pins are a memory of their own.
         pins = {name: settings for name, settings in config.pins.items() if name == "prompt"}
@@ -152,38 +138,20 @@ def load_row(config: Config) -> CompressedLM:
         raise UserError(str(e)) from e
 
 
-def encoder_of(config: Config, lm: CompressedLM) -> Encoder:
-    """How a row cuts its texts."""
-    return Encoder(lm.tokenizer, config.make("boundary"), config.make("pins"), chat=config.model.chat, prompt=config.model.prompt)
-
-
-def examples_of(config: Config) -> list[Example]:
-    """The examples that a configuration evaluates.
-
-    Raises:
-        UserError: the dataset has no such split, or something is wrong with its source.
-    """
-    e, limits = config.evaluation, [config.evaluation.max_samples, config.data.get("max_eval_samples")]
-    try:
-        found = config.make("data").examples(e.split)
-        return list(found[: min([len(found), *(n for n in limits if n is not None)])])
-    except (ValueError, ImportError, OSError) as error:
-        raise UserError(f"data={config.data['name']}: {error}") from error
-
-
 def run(
     rows: Sequence[Row], folder: Path, *, fresh: bool = False, progress: Progress | None = None, notes: dict[str, Any] | None = None
 ) -> list[Record]:
     """Evaluate every row on the data of the first one; each has its folder under `folder`."""
     first = rows[0].config
-    examples, dataset = examples_of(first), first.make("data")
+    e = first.evaluation
+    examples, dataset = list(first.examples(e.split, e.max_samples, first.data.get("max_eval_samples"))), first.make("data")
     out: list[Record] = []
     for row in rows:
-        c, g, e = row.config, first.generation, first.evaluation
+        c, g = row.config, first.generation
         decode = generate.Settings(g.max_new_tokens, g.temperature, g.top_p, g.seed)
         settings = Settings(decode, e.batch_size, e.generate, e.likelihood)
         lm = load_row(c)
-        encoder = encoder_of(c, lm)
+        encoder = c.encoder(lm.tokenizer)
         said = {"data": first.data, "split": e.split, "seed": g.seed, "note": row.note, **(notes or {})}
         place = folder / slug(row.name)
         evaluate(lm, encoder, dataset, examples, settings, place, name=row.name, notes=said, fresh=fresh, progress=progress)

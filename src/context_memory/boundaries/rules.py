@@ -16,9 +16,10 @@ from typing import ClassVar
 
 from context_memory.boundaries.base import Boundary, Step
 
-RESULT = r"[=\u2248]\s*[$€£]?\s*[-(]?\d"
-OPEN = re.compile(r"(?:[=\u2248+*/\u00d7\u00f7<(\[]|\s-)\s*[$€£]?\s*$")
-"""The text stops in the middle of an equation."""
+NUMBER = re.compile(r"\s*[-(]?[$€£]?\s*[-(]?\d[\d.,]*")
+"""What stands behind the sign of an equation that is worked out."""
+OPERATION = re.compile(r"^\s*[-+*/\u00d7\u00f7x]\s*[$€£(]?\d|(?:[+*/\u00d7\u00f7(]|\s-)$")
+"""What is behind that number where it is not, as in `= 48 + 24`."""
 MATHS = ((r"\[", r"\]"), (r"\(", r"\)"), ("$$", "$$"))
 
 
@@ -43,9 +44,14 @@ class Rules(Boundary):
             return False
         if any(text.rstrip().endswith(b) for _, b in MATHS):
             return True
-        if not self.CLAUSE.search(text) or OPEN.search(text.rstrip(" \n.,;:")):
+        if not self.CLAUSE.search(text):
             return False
-        return bool(re.search(RESULT, text) or self._concludes(text) or self.ITEM.search(text))
+        _, equals, side = text.rstrip(" \n.,;:").replace("\u2248", "=").rpartition("=")
+        number = NUMBER.match(side) if equals else None
+        rest = side[number.end() :] if number else side
+        if equals and (OPERATION.search(rest) or not (number or rest)):
+            return False
+        return bool(number or self._concludes(text) or self.ITEM.search(text))
 
     def _concludes(self, text: str) -> bool:
         """Whether one of the words is there, in a sentence or line that is over (a comma does not end a conclusion)."""

@@ -22,7 +22,6 @@ def annotate(
 
     from context_memory import annotate as marks
     from context_memory.compose import load
-    from context_memory.encode import Encoder
     from context_memory.errors import UserError
     from context_memory.fetch import get
 
@@ -34,17 +33,12 @@ def annotate(
         raise UserError(f"--out must end in .jsonl or .json, got '{out}'.")
     if not out.parent.is_dir():
         raise UserError(f"--out={out}: there is no folder '{out.parent}'; make it first.")
-    try:
-        examples = config.make("data").examples(split)
-    except (ValueError, ImportError, OSError) as e:
-        raise UserError(f"data={config.data['name']}: {e}") from e
-    limit = config.data.get("max_train_samples") if split == "train" else config.data.get("max_eval_samples")
-    encoder = Encoder(AutoTokenizer.from_pretrained(get(config.model.name)), config.make("boundary"), chat=config.model.chat)
-    found = marks.annotate(examples[:limit], encoder)
+    examples = config.training_examples() if split == "train" else config.examples(split, config.data["max_eval_samples"])
+    found = marks.annotate(examples, config.encoder(AutoTokenizer.from_pretrained(get(config.model.name))))
     if not found.rows:
         name, tried = config.boundary["name"], found.uncut + found.unsafe
         raise UserError(f"boundary={name} ends no segment in any of {tried} solutions of the {split} split; use another one.")
     marks.write(found.rows, out)
     print(f"{len(found.rows)} solutions, {found.cuts / len(found.rows):.1f} marks each: {out}")
     if found.uncut or found.unsafe:
-        print(f"left out: {found.uncut} without a boundary, {found.unsafe} that hold <COMP> or a context.")
+        print(f"left out: {found.uncut} without a boundary, {found.unsafe} that could not be read back.")

@@ -27,7 +27,10 @@ def evaluate(
     chosen = adapter or _trained(given, recipe)
     config = rows.configure(given, recipe, chosen)
     others = [_other(text, given, recipe) for text in row or []]
-    table = rows.rows_of(config, others, ends=not alone, swept=rows.sweep(sweep, given, recipe, chosen) if sweep else [])
+    own = rows.sweep(sweep, given, recipe, chosen) if sweep else [(config.scheme["name"], config)]
+    if others and config.scheme["name"] in rows.ENDS and not sweep:
+        own = []  # the rows that were named are what is asked for
+    table = rows.rows_of(config, [*own, *others], ends=not alone)
     folder = out or _folder(config)
     with report.bar() as progress:
         records = rows.run(table, folder, fresh=fresh, progress=progress)

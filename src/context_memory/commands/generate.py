@@ -27,7 +27,7 @@ def generate(
     if not question.strip():
         raise UserError("the question is empty; ask something.")
     lm, g = rows.load_row(config), config.generation
-    encoder = rows.encoder_of(config, lm)
+    encoder = config.encoder(lm.tokenizer)
     settings = Settings(g.max_new_tokens, g.temperature, g.top_p, g.seed)
     try:
         decoder = Decoder(lm, encoder, [encoder.asked(question, first=True)], settings)

@@ -75,12 +75,11 @@ def _words(text: str, prompt: str, config: Config) -> list[Segment]:
     """The text as an answer to the prompt, in tokens of the model; only its tokenizer is loaded."""
     from transformers import AutoTokenizer
 
-    from context_memory.encode import Encoder
     from context_memory.fetch import get
     from context_memory.text import Example, Segment
 
     words = AutoTokenizer.from_pretrained(get(config.model.name))
-    encoder = Encoder(words, config.make("boundary"), config.make("pins"), chat=config.model.chat, prompt=config.model.prompt)
+    encoder = config.encoder(words)
     if prompt:
         return encoder.segments(Example(prompt, text))
     steps = encoder.boundary.split(encoder.ids(text), encoder.piece)

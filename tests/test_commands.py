@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import toys
-from context_memory import cli, records
+from context_memory import cli, plugins, records
 
 Ccm = Callable[..., tuple[int, str, str]]
 SMALL = ("model.dtype=float32", "boundary=every", "boundary.n=9", "evaluation.max_samples=3", "generation.max_new_tokens=24")
@@ -37,6 +37,24 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def adapters(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return toys.adapters(tmp_path_factory.mktemp("adapters"), toy, **{"boundary": "every", "boundary.n": 9, "data.max_steps": 4})
+
+
+# ---- train --------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_says_what_would_be_trained_and_what_was_dropped(ccm: Ccm, toy: Path, tmp_path: Path) -> None:
+    row = {"reasoning_with_compression": "1 + 1 = 2\n<COMP>So 2.\n#### 2", "answer": "2"}
+    rows = [row | {"question": f"{i}: 1 + 1?", "answer": "3" if i % 4 == 0 else "2"} for i in range(80)]
+    Path("my.json").write_text(json.dumps(rows))
+    small = ("model.dtype=float32", "model.lora_r=2", "training.max_steps=7", "training.batch_size=4", "training.eval_samples=0")
+    code, out, err = ccm("train", f"model={toy}", "data=gsm8k", "data.path=my.json", *small, "--dry-run", "--no_wandb")
+    assert code == 0, err
+    dropped = plugins.make("data", "gsm8k", path="my.json").dropped("train")  # type: ignore[attr-defined]
+    assert dropped > 5 and f"; {dropped} rows with a wrong final answer dropped" in out
+    said = {line.split()[0]: line for line in out.splitlines()}
+    assert list(said) == ["run", "model", "parameters", "data", "steps", "time", "memory"]
+    assert "7 updates" in said["steps"] and "scheme Concat" in said["model"]
+    assert not (tmp_path / "result").exists()
 
 
 # ---- evaluate and compare ---------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 import toys
 from context_memory.boundaries.newline import Newline
@@ -49,6 +50,27 @@ def test_a_kept_question_stays_open_and_a_compressed_one_is_cut_as_the_answer_is
     assert all(s.compress for s in cut)
     assert [[WORDS.decode([i]) for i, pin in zip(s.ids, s.pins) if pin] for s in cut] == [["4"], ["2"], []]
     assert len(Encoder(WORDS, Newline(), prompt="compress").prompt(ASKED)) == 1
+
+
+def test_said_one_by_one_is_said_as_a_whole() -> None:
+    """With tokens that reach over what is joined: two line ends, and a line end with the blank behind it."""
+    words = joining()
+    assert words("a\n\nb", add_special_tokens=False)["input_ids"] != [i for t in ("a\n", "\nb") for i in words(t)["input_ids"]]
+    example = Example("\nWho?", " Jin\n\nor Bo.", context=("I am Jin.\n", "\nYou are Bo.", " So."))
+    for prompt in ("keep", "compress"):
+        for chat in (True, False):
+            encoder = Encoder(words, Newline(), chat=chat, prompt=prompt)
+            said = [encoder.context(c, first=i == 0) for i, c in enumerate(example.context)]
+            said += [list(s.ids) for s in encoder.asked(example.prompt, first=False)]
+            assert [list(s.ids) for s in encoder.prompt(example)] == said
+            assert [list(s.ids) for s in encoder.segments(example)][: len(said)] == said
+
+
+def joining() -> PreTrainedTokenizerFast:
+    """The tokenizer of letters with tokens for two line ends and for a line end with a blank."""
+    out = toys.tokenizer()
+    out.add_tokens(["\n\n", "\n "])
+    return out
 
 
 def test_a_question_after_a_memory_has_the_head_only_where_the_memory_is_empty() -> None:

@@ -1,6 +1,7 @@
 """From words to segments of ids: the one place that knows chat roles, BOS and where a text is cut.
 
-A text is tokenised once and cut by token index, so that training, `Memory.write`, chat and generation see the same ids.
+What is said at once (a context segment, a question, an answer) is tokenised once and cut by token index, and what is said later
+never changes it: so training, `Memory.write`, chat and generation see the same ids.
 """
 
 from __future__ import annotations
@@ -102,37 +103,36 @@ class Encoder:
 
     def prompt(self, example: Example) -> list[Segment]:
         """The segments before the answer: context, then question, which is not compressed unless `prompt=compress`."""
-        return self._given(example, self.ids(self._asked(example)))
+        out: list[Segment] = []
+        for i, text in enumerate(example.context):
+            if not text:
+                raise InputError(f"context segment {i} of example '{example.id}' is empty; leave it out or write some text.")
+            out.append(self._segment(self.context(text, first=not out), first=not out))
+        return [*out, *self.asked(example.prompt, first=not out)]
 
     def segments(self, example: Example) -> list[Segment]:
         """The whole example; the answer, up to its end-of-turn token, is what is learnt."""
-        ids, starts, at, stop = self._whole(example)
-        answer, end = tuple(ids[at:stop]), tuple(ids[stop : stop + 1])
-        if example.cuts:
-            steps = self._cut(answer, starts[at:stop], example.cuts)
-        else:
-            steps = self.boundary.split(answer, self.piece)
+        answer, end, starts = self._answer(example)
+        steps = self._cut(answer, starts, example.cuts) if example.cuts else self.boundary.split(answer, self.piece)
         closed = self._closes(steps, example)
         tail = (*steps[closed], *end) if closed < len(steps) else end
-        out = self._given(example, ids[:at])
+        out = self.prompt(example)
         for step in steps[:closed]:
             out.append(Segment(step, loss=(True,) * len(step), pins=self.pin(step), target=True))
         return [*out, Segment(tail, loss=(True,) * len(tail), compress=False, target=True)]
 
     def cuts(self, example: Example) -> tuple[int, ...]:
         """Where the boundary policy ends a segment of the target, the last one left out: offsets in characters, as `Example.cuts`."""
-        ids, starts, at, stop = self._whole(example)
-        steps = self.boundary.split(ids[at:stop], self.piece)
-        return tuple(starts[at + edge] for edge in itertools.accumulate(map(len, steps[:-1])))
+        answer, _, starts = self._answer(example)
+        steps = self.boundary.split(answer, self.piece)
+        return tuple(starts[edge] for edge in itertools.accumulate(map(len, steps[:-1])))
 
-    def _whole(self, example: Example) -> tuple[list[int], list[int], int, int]:
-        """Ids of all of it; the offset in the target at which each begins (below 0: before it); the target's first index and its end."""
-        asked = self._asked(example)
-        encoded = self.tokenizer(asked + example.target + self.roles.end, add_special_tokens=False, return_offsets_mapping=True)
-        ids, starts = list(encoded["input_ids"]), [start - len(asked) for start, _ in encoded["offset_mapping"]]
-        at = next((i for i, s in enumerate(starts) if s >= 0), len(ids))
+    def _answer(self, example: Example) -> tuple[tuple[int, ...], tuple[int, ...], list[int]]:
+        """Ids of the target, the token that ends the turn, and the offset (characters) at which each token of the target begins."""
+        encoded = self.tokenizer(example.target + self.roles.end, add_special_tokens=False, return_offsets_mapping=True)
+        ids, starts = encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
         stop = next((i for i, s in enumerate(starts) if s >= len(example.target)), len(ids))
-        return ids, starts, at, stop
+        return tuple(ids[:stop]), tuple(ids[stop : stop + 1]), starts[:stop]
 
     def _closes(self, steps: Sequence[tuple[int, ...]], example: Example) -> int:
         """How many of the steps end with a boundary: all but a last one that just stops."""
@@ -144,23 +144,6 @@ class Encoder:
     def pin(self, ids: Sequence[int], first: bool = False, prompt: bool = False) -> tuple[bool, ...]:
         """Which tokens of a closed segment stay."""
         return flags(self.pins, Piece(ids, [self.piece(i) for i in ids], first, prompt))
-
-    def _asked(self, example: Example) -> str:
-        for i, segment in enumerate(example.context):
-            if not segment:
-                raise InputError(f"context segment {i} of example '{example.id}' is empty; leave it out or write some text.")
-        return self.roles.head + "".join(f"{c}\n" for c in example.context) + example.prompt + self.roles.answer
-
-    def _given(self, example: Example, ids: list[int]) -> list[Segment]:
-        out: list[Segment] = []
-        at, text = 0, self.roles.head
-        for context in example.context:
-            text += context + "\n"
-            end = len(self.ids(text))
-            out.append(self._segment(ids[at:end], first=not out))
-            at = end
-        head = 0 if out else len(self.ids(self.roles.head))
-        return [*out, *self._question(ids[at:], head, first=not out)]
 
     def _question(self, ids: Sequence[int], head: int, first: bool) -> list[Segment]:
         """One segment that stays open; or, to be compressed, one for every part, the roles with the first and the last."""

@@ -40,7 +40,7 @@ def estimate(config: Config) -> str:
             f"model       {lm.facts}, {lm.base.dtype}, scheme {lm.scheme}, gate {lm.gate}",
             f"parameters  {gate.trainable(lm):,} trained of {sum(p.numel() for p in lm.parameters()):,}",
             f"data        {len(job.schedule.rows):,} examples; {micro:,} micro-batches of some {rows:.1f} rows, "
-            f"{raw:,.0f} raw tokens, {labels:,.0f} labels",
+            f"{raw:,.0f} raw tokens, {labels:,.0f} labels" + "".join(f"; {what}" for what in job.left_out()),
             f"steps       {job.steps:,} updates, {raw * micro:,.0f} raw tokens",
             f"time        {total / 60:.1f} minutes without evaluations, at {raw / seconds:,.0f} raw tokens/s (measured)",
             f"memory      {(peak + adam) / 2**30:.2f} GiB at the peak",

@@ -27,6 +27,16 @@ class Job:
     collate: Collate
     steps: int
 
+    def left_out(self) -> list[str]:
+        """What is not trained on, and why, as far as it is known by now."""
+        left, wrong = self.schedule.rows.left, self.config.make("data").dropped("train")
+        counts = {
+            "rows with a wrong final answer dropped": wrong,
+            "examples longer than training.max_tokens left out so far": left.too_long,
+            "examples without a target after their first compression left out so far": left.no_label,
+        }
+        return [f"{n:,} {what}" for what, n in counts.items() if n]
+
 
 def prepare(config: Config, lm: CompressedLM | None = None) -> Job:
     """Model, data and schedule.

@@ -119,12 +119,9 @@ def _run(job: Job, folder: Path, told: list[str], main: bool) -> Result:
 
 
 def _headline(job: Job, folder: Path, last: Path | None) -> str:
-    left = job.schedule.rows.left
     parts = [f"{gate.trainable(job.lm):,} trained parameters, scheme {job.lm.scheme.name}, gate {job.lm.gate}, {job.steps} steps"]
     parts += [f"going on from {last.name}"] if last else []
-    parts += [f"{left.too_long} examples longer than training.max_tokens left out so far"] if left.too_long else []
-    parts += [f"{left.no_label} examples without a target after their first compression left out so far"] if left.no_label else []
-    return f"{folder}: {', '.join(parts)}"
+    return f"{folder}: {', '.join([*parts, *job.left_out()])}"
 
 
 def arguments(job: Job, folder: Path, told: list[str]) -> TrainingArguments:

@@ -20,6 +20,10 @@ class Dataset(ABC):
     def examples(self, split: str) -> Sequence[Example]:
         """The examples of `split` (`train`, `validation` or `test`), always in the same order."""
 
+    def dropped(self, split: str) -> int:
+        """How many rows of the source are not among the examples because they are wrong."""
+        return 0
+
     @abstractmethod
     def score(self, example: Example, answer: str) -> dict[str, float]:
         """Scores of a generated answer, each between 0 and 1; `correct` is always there."""

@@ -20,16 +20,22 @@ PIECES = ("a", " bc", ".", "\n", ".\n\n", "\n\n\n", " ", "####", "<COMP>", "\r\n
 
 
 def boundary(key: str) -> Boundary:
-    return plugins.make("boundaries", key)  # type: ignore[return-value]
+    return plugins.make("boundaries", key, **({"token": "####"} if key == "model" else {}))  # type: ignore[return-value]
+
+
+def scores(policy: Boundary, length: int) -> list[float]:
+    """What hidden states might say; nothing for policies that do not ask."""
+    return [random.Random(i).random() for i in range(length)] if policy.needs_hidden else []
 
 
 def stream(policy: Boundary, ids: list[int]) -> list[tuple[int, ...]]:
     """A run that sees one token at a time and knows nothing of what comes."""
     done: list[tuple[int, ...]] = []
     now: list[int] = []
+    read = iter(scores(policy, len(ids)))
     for token in ids:
         now.append(token)
-        if policy.fires(Step(now, "".join(PIECES[i] for i in now), PIECES[token])):
+        if policy.fires(Step(now, "".join(PIECES[i] for i in now), PIECES[token], next(read, None))):
             done.append(tuple(now))
             now = []
     return done + ([tuple(now)] if now else [])
@@ -43,8 +49,9 @@ def random_ids(seed: int, length: int = 700) -> list[int]:
 @pytest.mark.parametrize("seed", range(5))
 def test_offline_cuts_are_streaming_cuts_and_nothing_is_lost(key: str, seed: int) -> None:
     ids = random_ids(seed)
-    segments = boundary(key).split(ids, PIECES.__getitem__)
+    segments = boundary(key).split(ids, PIECES.__getitem__, scores(boundary(key), len(ids)))
     assert segments == stream(boundary(key), ids)
+    assert key == "turn" or len(segments) > 1
     assert [token for segment in segments for token in segment] == ids
     assert all(segments)
     assert boundary(key).split([], PIECES.__getitem__) == []
@@ -53,7 +60,8 @@ def test_offline_cuts_are_streaming_cuts_and_nothing_is_lost(key: str, seed: int
 @pytest.mark.parametrize("key", plugins.keys("boundaries"))
 def test_no_segment_is_longer_than_it_may_be(key: str) -> None:
     policy = boundary(key)
-    assert max(map(len, policy.split([0] * 1000, PIECES.__getitem__))) <= policy.max_segment
+    lengths = [len(s) for s in policy.split([0] * 1000, PIECES.__getitem__, [0.0] * 1000 if policy.needs_hidden else [])]
+    assert max(lengths) <= policy.max_segment
 
 
 def test_control_another_policy_cuts_elsewhere() -> None:

@@ -7,7 +7,7 @@ that are packed). The collate function gives O(n) tensors; masks are built from 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -38,8 +38,10 @@ class Rows:
     """Examples as segments, encoded when first asked for."""
 
     def __init__(
-        self, examples: Sequence[Example], encoder: Encoder, scheme: Scheme, positions: str, supervise: str, max_tokens: int
-    ) -> None:
+        self, examples: Sequence[Example], encoder: Encoder, scheme: Scheme, positions: str, supervise: str, max_tokens: int,
+        segments: Callable[[Example], list[Segment]] | None = None,
+    ) -> None:  # fmt: skip
+        self._segments = segments or encoder.segments
         self.examples, self.encoder, self.scheme, self.positions = examples, encoder, scheme, positions
         self.supervise, self.max_tokens = supervise, max_tokens
         self.left = Left()
@@ -51,7 +53,7 @@ class Rows:
     def __getitem__(self, index: int) -> tuple[tuple[Segment, ...], int] | None:
         """Segments and length (comp tokens and slots included), or None for an example that is left out."""
         if index not in self._seen:
-            segments = tuple(self.encoder.segments(self.examples[index]))
+            segments = tuple(self._segments(self.examples[index]))
             extra = self.scheme.n_comp * (2 if self.scheme.mixes else 1)
             length = sum(len(s.ids) + extra * s.compress for s in segments)
             if length > self.max_tokens:

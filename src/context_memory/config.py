@@ -160,6 +160,8 @@ class Config:
             return [_make("pins", "pins", name, settings) for name, settings in self.pins.items()]
         settings = dict(getattr(self, group))
         name = settings.pop("name")
+        if group == "boundary" and settings.get("path") == "":
+            settings["path"] = self.model.adapter or ""  # what a policy has learnt lies beside the adapter
         own = {f.name for f in dataclasses.fields(plugins.find(FOLDERS[group], name))}
         return _make(group, FOLDERS[group], name, {k: v for k, v in settings.items() if k in own})
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -62,7 +62,8 @@ class Encoder:
     def __init__(self, tokenizer: Any, boundary: Boundary, pins: Sequence[Pin] = (), chat: bool = True, prompt: str = "keep") -> None:
         if prompt not in PROMPTS:
             raise InputError(f"prompt must be one of {', '.join(PROMPTS)}, got {prompt!r}; to keep the question for good add pins=prompt.")
-        self.tokenizer, self.boundary, self.pins, self.chat, self.question = tokenizer, boundary, tuple(pins), chat, prompt
+        self.tokenizer, self.boundary, self.pins = tokenizer, boundary.settle(tokenizer), tuple(pins)
+        self.chat, self.question = chat, prompt
         self._pieces: dict[int, str] = {}
 
     @cached_property
@@ -78,6 +79,11 @@ class Encoder:
         ids = {self.tokenizer.eos_token_id, *self.ids(self.roles.end)[:1]}
         return frozenset(i for i in ids if i is not None)
 
+    @cached_property
+    def mark(self) -> tuple[int, ...]:
+        """The token that the model writes at the end of a segment, for policies that have one."""
+        return (self.tokenizer.convert_tokens_to_ids(self.boundary.mark),) if self.boundary.mark else ()
+
     def ids(self, text: str) -> list[int]:
         """Token ids, nothing added."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -89,8 +95,8 @@ class Encoder:
         return self._pieces[token]
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of an answer, end-of-turn and other special tokens left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        """The text of an answer; end-of-turn, the policy's own mark and other special tokens are left out."""
+        return str(self.tokenizer.decode([i for i in ids if i not in self.mark], skip_special_tokens=True))
 
     def context(self, text: str, first: bool) -> list[int]:
         """Token ids of a context segment; the head of the roles stands before the first one."""
@@ -110,22 +116,43 @@ class Encoder:
             out.append(self._segment(self.context(text, first=not out), first=not out))
         return [*out, *self.asked(example.prompt, first=not out)]
 
-    def segments(self, example: Example) -> list[Segment]:
-        """The whole example; the answer, up to its end-of-turn token, is what is learnt."""
+    def segments(self, example: Example, scores: Sequence[float] = ()) -> list[Segment]:
+        """The whole example; the answer, up to its end-of-turn token, is what is learnt.
+
+        Args:
+            scores: of every token of the answer, for a policy that needs hidden states and an example without cuts of its own.
+        """
         answer, end, starts = self._answer(example)
-        steps = self._cut(answer, starts, example.cuts) if example.cuts else self.boundary.split(answer, self.piece)
-        closed = self._closes(steps, example)
-        tail = (*steps[closed], *end) if closed < len(steps) else end
+        edges = self._edges(example, answer, starts, scores)
         out = self.prompt(example)
-        for step in steps[:closed]:
+        for a, b in itertools.pairwise([0, *edges]):
+            step = (*answer[a:b], *self.mark)
             out.append(Segment(step, loss=(True,) * len(step), pins=self.pin(step), target=True))
+        tail = (*answer[edges[-1] if edges else 0 :], *end)
         return [*out, Segment(tail, loss=(True,) * len(tail), compress=False, target=True)]
 
-    def cuts(self, example: Example) -> tuple[int, ...]:
-        """Where the boundary policy ends a segment of the target, the last one left out: offsets in characters, as `Example.cuts`."""
+    def uncut(self, example: Example) -> list[Segment]:
+        """The whole example with no boundary in the answer."""
+        answer, end, _ = self._answer(example)
+        tail = (*answer, *end)
+        return [*self.prompt(example), Segment(tail, loss=(True,) * len(tail), compress=False, target=True)]
+
+    def cuts(self, example: Example, scores: Sequence[float] = ()) -> tuple[int, ...]:
+        """Where the boundary policy ends a segment of the target that has text behind it: offsets in characters, as `Example.cuts`."""
         answer, _, starts = self._answer(example)
-        steps = self.boundary.split(answer, self.piece)
-        return tuple(starts[edge] for edge in itertools.accumulate(map(len, steps[:-1])))
+        edges = self._edges(replace(example, cuts=()), answer, starts, scores)
+        return tuple(starts[edge] for edge in edges if edge < len(answer))
+
+    def _edges(self, example: Example, answer: tuple[int, ...], starts: Sequence[int], scores: Sequence[float]) -> list[int]:
+        """How many tokens of the answer stand before every boundary: the example's own, or the policy's."""
+        if example.cuts:
+            return [next((i for i, s in enumerate(starts) if s >= cut), len(answer)) for cut in example.cuts]
+        policy = self.boundary.offline if self.mark else self.boundary
+        return policy.edges(answer, self.piece, scores)
+
+    def answer(self, example: Example) -> tuple[int, ...]:
+        """Token ids of the target alone."""
+        return self._answer(example)[0]
 
     def _answer(self, example: Example) -> tuple[tuple[int, ...], tuple[int, ...], list[int]]:
         """Ids of the target, the token that ends the turn, and the offset (characters) at which each token of the target begins."""
@@ -133,13 +160,6 @@ class Encoder:
         ids, starts = encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
         stop = next((i for i, s in enumerate(starts) if s >= len(example.target)), len(ids))
         return tuple(ids[:stop]), tuple(ids[stop : stop + 1]), starts[:stop]
-
-    def _closes(self, steps: Sequence[tuple[int, ...]], example: Example) -> int:
-        """How many of the steps end with a boundary: all but a last one that just stops."""
-        if not steps or example.cuts:
-            return max(0, len(steps) - 1) if len(steps) > len(example.cuts) else len(steps)
-        last = self.boundary.split([*steps[-1], steps[-1][-1]], self.piece)
-        return len(steps) if len(last) > 1 else len(steps) - 1
 
     def pin(self, ids: Sequence[int], first: bool = False, prompt: bool = False) -> tuple[bool, ...]:
         """Which tokens of a closed segment stay."""
@@ -150,16 +170,10 @@ class Encoder:
         if self.question == "keep":
             return [self._segment(ids, first, prompt=True, compress=False)]
         end = len(ids) - len(self.ids(self.roles.answer))
-        parts = self.boundary.split(ids[head:end], self.piece) or [()]
+        parts = self.boundary.offline.split(ids[head:end], self.piece) or [()]
         parts[0] = (*ids[:head], *parts[0])
         parts[-1] = (*parts[-1], *ids[end:])
         return [self._segment(part, first and i == 0, prompt=True) for i, part in enumerate(parts)]
 
     def _segment(self, ids: Sequence[int], first: bool = False, prompt: bool = False, compress: bool = True) -> Segment:
         return Segment(tuple(ids), pins=self.pin(ids, first, prompt), compress=compress)
-
-    @staticmethod
-    def _cut(ids: tuple[int, ...], starts: Sequence[int], cuts: Sequence[int]) -> list[tuple[int, ...]]:
-        """Cut where the first token starts at or behind each offset."""
-        edges = [next((i for i, s in enumerate(starts) if s >= cut), len(ids)) for cut in cuts]
-        return [ids[a:b] for a, b in zip([0, *edges], [*edges, len(ids)])]

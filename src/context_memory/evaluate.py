@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from context_memory import generate
+from context_memory import cutting, generate, head
 from context_memory.attention import implementation_of
 from context_memory.data.base import Dataset
 from context_memory.encode import Encoder
@@ -69,8 +69,10 @@ def evaluate(
     if not examples:
         raise UserError("no examples to evaluate; is evaluation.max_samples 0, or the split empty?")
     name = name or lm.scheme.name
+    if encoder.boundary.needs_hidden:
+        encoder.boundary.check(lm.facts, lm.task[1] if lm.task else "")
     try:
-        items = [_Item(e, encoder, lm) for e in examples]
+        items = [_Item(e, encoder, lm, settings.likelihood) for e in examples]
     except ValueError as e:
         raise UserError(str(e)) from e
     store = Store(Path(folder), describe(lm, encoder, settings), fresh)
@@ -104,10 +106,12 @@ def evaluate(
 class _Item:
     """An example, laid out: its prompt, its whole text in one pass, and what a memory of it would weigh."""
 
-    def __init__(self, example: Example, encoder: Encoder, lm: CompressedLM) -> None:
+    def __init__(self, example: Example, encoder: Encoder, lm: CompressedLM, exact: bool) -> None:
         self.example = example
         self.prompt = encoder.prompt(example)
-        segments = encoder.segments(example)
+        self.known = exact or not encoder.boundary.needs_hidden or bool(example.cuts)
+        """Whether the boundaries of the target are known: where hidden states decide, finding them takes passes of the model."""
+        segments = cutting.segments(lm, encoder, example) if self.known else encoder.uncut(example)
         self.plan = layout(segments, lm.scheme, lm.positions)
         if (last := int(self.plan.tokens.position.max())) >= lm.max_positions:
             limit = f"and the model has {lm.max_positions}"
@@ -115,11 +119,11 @@ class _Item:
         given = sum(len(s.ids) for s in segments if not s.target)
         said = as_fed(segments, encoder)
         self.target_tokens = sum(len(s.ids) for s in said) - given
-        self.target_peak = peak_if_said(layout(said, lm.scheme, lm.positions), lm.scheme, given)
+        self.target_peak = peak_if_said(layout(said, lm.scheme, lm.positions), lm.scheme, given) if self.known else None
         self.line = Prediction(
             example.id, example.prompt, example.target, target_peak=self.target_peak, target_tokens=self.target_tokens
         )
-        self.has_boundary = any(s.compress and s.target for s in segments)
+        self.has_boundary = not self.known or any(s.compress and s.target for s in segments)
         self.length = self.plan.shape[1]
 
 
@@ -176,7 +180,7 @@ def _must_fire(scheme: Scheme, items: Sequence[_Item], lines: Sequence[Predictio
             "boundaries: no answer ever comes to one. Is the model trained for this data (model.adapter), and is it the boundary "
             "that the adapter was trained with?"
         )
-    if not any(item.plan.hides(scheme) for item in items):
+    if all(item.known for item in items) and not any(item.plan.hides(scheme) for item in items):
         raise UserError(
             f"scheme '{scheme.name}' hides no token of any of the {len(items)} targets: this would measure the full context. "
             "Does the boundary ever end a segment of this data, and do the pins leave anything to forget?"
@@ -215,7 +219,10 @@ def describe(lm: CompressedLM, encoder: Encoder, settings: Settings) -> dict[str
 
 
 def _named(plugin: Any) -> dict[str, Any]:
+    """A plug-in's settings; of a file that it reads, the content counts and not the place."""
     fields = asdict(plugin) if is_dataclass(plugin) and not isinstance(plugin, type) else {}
+    if isinstance(file := getattr(plugin, "file", None), Path):
+        fields["path"] = head.digest(file) if file.is_file() else str(file)
     return {"name": type(plugin).__module__.rsplit(".", 1)[-1], **fields}
 
 

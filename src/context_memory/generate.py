@@ -118,6 +118,8 @@ class Decoder:
         self.lm, self.encoder, self.settings, self.prompts = lm, encoder, settings, prompts
         self.memory = memory if memory is not None else lm.memory(len(prompts))
         self.outputs = [Output() for _ in prompts]
+        if encoder.boundary.needs_hidden:
+            encoder.boundary.check(lm.facts, lm.task[1] if lm.task else "")
         self._lanes: list[_Row | None] = []
         """The row that each row of the memory belongs to; None once its answer has ended."""
         self._random = [torch.Generator().manual_seed(settings.seed + i) for i in range(len(prompts))]
@@ -215,17 +217,23 @@ class Decoder:
         self._count(columns)
         memory.fold(folds, exact=False)
         self._count_prompt(folds)
-        for row in self._live():
-            self._close(row)
         last = torch.tensor([max(len(c) - 1, 0) for c in columns], device=hidden.device)
-        self._sample(self.lm.logits(hidden[torch.arange(len(columns), device=hidden.device), last]))
+        fresh = hidden[torch.arange(len(columns), device=hidden.device), last]
+        if scheme.hides:
+            self._close(fresh)
+        self._sample(self.lm.logits(fresh))
 
-    def _close(self, row: _Row) -> None:
-        """Note the token that was fed, and ask the policy whether its segment ends with it."""
-        piece = self.encoder.piece(row.pending)
-        row.segment.append(row.pending)
-        row.text += piece
-        row.closed = self.lm.scheme.hides and self.encoder.boundary.fires(Step(row.segment, row.text, piece))
+    def _close(self, hidden: Tensor) -> None:
+        """Note the tokens that were fed, and ask the policy which segments end with them; (rows, hidden) their states."""
+        policy = self.encoder.boundary
+        scores: list[float] | None = policy.read(hidden) if policy.needs_hidden else None
+        for lane, row in enumerate(self._lanes):
+            if row is None:
+                continue
+            piece = self.encoder.piece(row.pending)
+            row.segment.append(row.pending)
+            row.text += piece
+            row.closed = policy.fires(Step(row.segment, row.text, piece, scores[lane] if scores else None))
 
     def _pin(self, lane: int, row: _Row) -> None:
         """Mark the tokens of the segment that has ended which the pin rules keep."""

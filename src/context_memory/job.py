@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from context_memory import cutting
 from context_memory.batches import Collate, Rows, Schedule
 from context_memory.config import Config
 from context_memory.errors import UserError
@@ -54,7 +56,9 @@ def prepare(config: Config, lm: CompressedLM | None = None) -> Job:
     longest = min(t.max_tokens, lm.max_positions)
 
     def rows(examples: Sequence[Example]) -> Rows:
-        return Rows(examples, encoder, lm.scheme, lm.positions, supervise, longest)
+        # Where hidden states decide, those of the frozen model do: the adapter is only being made.
+        cut = partial(cutting.segments, lm, encoder, streamed=False)
+        return Rows(examples, encoder, lm.scheme, lm.positions, supervise, longest, cut)
 
     train = rows(config.training_examples())
     limits = [n for n in (t.eval_samples, config.data["max_eval_samples"]) if n is not None]

@@ -75,7 +75,7 @@ def load(
         raise UserError(str(e.args[0])) from e
     if attached is not None:
         _fill(lm, attached)
-    lm.facts, lm.card = facts, card
+    lm.facts, lm.card, lm.home = facts, card, place
     lm.task = None if task is None else (task, folders.sha256(task / folders.LORA))
     return lm.eval()
 
@@ -202,8 +202,9 @@ def card_of(lm: CompressedLM, config: Config, place: Path) -> Card:
     tree = config.to_dict()
     tree["model"] = {**tree["model"], "name": base.name, "adapter": task and task.path}
     tree["data"] = {k: Path(v).name if isinstance(v, str) and os.path.isabs(v) else v for k, v in tree["data"].items()}
+    tree["boundary"] = boundary = {k: v for k, v in config.boundary.items() if k != "path"}  # looked for beside the adapter
     tree |= {"output": "result", "run_id": None}  # where it was trained means nothing elsewhere
-    return Card(base, task, config.scheme, lm.positions, lm.gate, config.boundary, config.pins, tree)
+    return Card(base, task, config.scheme, lm.positions, lm.gate, boundary, config.pins, tree)
 
 
 def _scheme(card: Card | None) -> Scheme:

@@ -38,8 +38,9 @@ class Prediction:
     """This row's share of the live buffers at their largest, padding included."""
     seconds: float = 0.0
     """Of decoding: the batch's time, divided by its rows."""
-    target_peak: int = 0
-    """Peak reasoning entries if the target were the answer: the memory's size at equal output length."""
+    target_peak: int | None = 0
+    """Peak reasoning entries if the target were the answer: the memory's size at equal output length; None where its boundaries
+    were not looked for."""
     target_tokens: int = 0
     """The same without any compression."""
     nll: float | None = None
@@ -127,7 +128,8 @@ def summarise(predictions: Sequence[Prediction], kv_bytes: int = 0) -> Metrics:
     seconds, forced = sum(p.seconds for p in said), [p for p in predictions if p.nll is not None]
     nll_tokens = sum(p.nll_tokens for p in forced)
     peak = mean([p.peak_reasoning_kv for p in said]) if said else None
-    full = sum(p.target_tokens for p in predictions)
+    peaks = [p.target_peak for p in predictions if p.target_peak is not None]
+    full = sum(p.target_tokens for p in predictions) if len(peaks) == len(predictions) else 0
     return Metrics(
         n=len(predictions),
         scores=scores,
@@ -145,7 +147,7 @@ def summarise(predictions: Sequence[Prediction], kv_bytes: int = 0) -> Metrics:
         compressions=_average([p.compressions for p in said]),
         tokens=_average([p.tokens for p in said]),
         tokens_per_second=sum(p.tokens for p in said) / seconds if seconds else None,
-        equal_length_ratio=sum(p.target_peak for p in predictions) / full if full else None,
+        equal_length_ratio=sum(peaks) / full if full else None,
         cut_off=_average([p.reason == "length" for p in said]),
     )
 

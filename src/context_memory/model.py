@@ -53,7 +53,9 @@ class CompressedLM(nn.Module):
     facts: Base | None = None
     """Which base weights these are; set by whoever loads them."""
     card: Card | None = None
-    """What the adapter folder said, if it came from one."""
+    """What the adapter folder said, if it came from one,"""
+    home: Path | None = None
+    """and where it stands."""
     task: tuple[Path, str] | None = None
     """Folder and hash of the task adapter that is merged into the base."""
 
@@ -202,6 +204,7 @@ class CompressedLM(nn.Module):
         if config is None or not config.boundary:
             newline, prompt = plugins.make("boundaries", "newline"), plugins.make("pins", "prompt")
             return Encoder(self.tokenizer, newline, [prompt])  # type: ignore[arg-type, list-item]
+        config.model.adapter = str(self.home) if self.home else None
         return config.encoder(self.tokenizer)
 
     def identity(self) -> dict[str, str]:

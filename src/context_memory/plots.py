@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,16 @@ def distances(lines: Sequence[Line], path: Path) -> Path:
             )  # fmt: skip
     axes.set(xlabel="steps between a result and its use", ylabel="taken up rightly, %", ylim=(-3, 103))
     axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False)
+    return _save(figure, path)
+
+
+def curve(points: Sequence[Mapping[str, float]], path: Path) -> Path:
+    """Precision, recall and F1 of a classifier over its threshold."""
+    figure, axes = _figure()
+    for name, colour in zip(("precision", "recall", "f1"), COLOURS):
+        axes.plot([q["tau"] for q in points], [100 * q[name] for q in points], color=colour, label=name)
+    axes.set(xlabel="tau", ylabel="%", ylim=(-3, 103), xlim=(0, 1))
     axes.legend(frameon=False)
     return _save(figure, path)
 

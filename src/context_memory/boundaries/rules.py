@@ -46,15 +46,25 @@ class Rules(Boundary):
             return True
         if not self.CLAUSE.search(text):
             return False
-        _, equals, side = text.rstrip(" \n.,;:").replace("\u2248", "=").rpartition("=")
-        number = NUMBER.match(side) if equals else None
-        rest = side[number.end() :] if number else side
-        if equals and (OPERATION.search(rest) or not (number or rest)):
-            return False
-        return bool(number or self._concludes(text) or self.ITEM.search(text))
+        calculated = calculates(text)
+        return calculated is not False and bool(calculated or self.concludes(text) or self.ITEM.search(text))
 
-    def _concludes(self, text: str) -> bool:
+    def concludes(self, text: str) -> bool:
         """Whether one of the words is there, in a sentence or line that is over (a comma does not end a conclusion)."""
         return text.rstrip(" \"')]").endswith((".", "!", "?", "\n")) and not set(self.words.split()).isdisjoint(
             re.findall(r"[a-z]+", text.lower())
         )
+
+
+def calculates(text: str) -> bool | None:
+    """Whether the last equation of `text` is worked out; None if there is no equation, or no number behind its sign.
+
+    >>> [calculates(t) for t in ("so 3 + 4 = 7 figs.", "48 = 24 +", "3 + 4 =", "x = y", "seven")]
+    [True, False, False, None, None]
+    """
+    _, equals, side = text.rstrip(" \n.,;:").replace("\u2248", "=").rpartition("=")
+    number = NUMBER.match(side) if equals else None
+    rest = side[number.end() :] if number else side
+    if equals and (OPERATION.search(rest) or not (number or rest)):
+        return False
+    return True if number else None

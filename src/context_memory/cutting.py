@@ -1,0 +1,55 @@
+"""Whole examples as segments, for any boundary policy: what a stream would cut, found without streaming.
+
+Most policies go by the text alone. One that reads hidden states depends on the memory, and the memory on the earlier cuts. Cuts and hidden
+states are therefore found together: run the text with the cuts known so far, read the scores, cut again, until nothing moves. Hidden states
+depend on earlier cuts alone, so each round settles at least one more cut, and where nothing moves the cuts are those of a stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from context_memory.encode import Encoder
+from context_memory.model import CompressedLM
+from context_memory.plan import layout
+from context_memory.text import Example, Segment
+
+
+def segments(lm: CompressedLM, encoder: Encoder, example: Example, streamed: bool = True) -> list[Segment]:
+    """The segments of a whole example.
+
+    Args:
+        streamed: with hidden states after what is compressed, as while decoding; else those of the frozen model with its full
+            context, which do not change while an adapter is trained.
+    """
+    policy = encoder.boundary
+    if not policy.needs_hidden or example.cuts:
+        return encoder.segments(example)
+    n, found = len(encoder.answer(example)), encoder.uncut(example)
+    if not lm.scheme.hides:
+        return found
+    policy.check(lm.facts, lm.task[1] if lm.task else "")
+    while True:
+        again = encoder.segments(example, policy.read(answer_states(lm, found, n, adapter=streamed)))
+        if again == found or not streamed:
+            return again
+        found = again
+
+
+@torch.inference_mode()
+def answer_states(lm: CompressedLM, whole: Sequence[Segment], n: int, adapter: bool = True) -> Tensor:
+    """(n, hidden) last hidden states of the first `n` tokens of the answer; without `adapter`, of the frozen model that sees all."""
+    given = sum(len(s.ids) for s in whole if not s.target)
+    if not adapter:
+        whole = [Segment(tuple(i for s in whole for i in s.ids), compress=False, target=True)]
+    training = lm.training
+    lm.eval()
+    try:
+        plan = layout(whole, lm.scheme, lm.positions).to(lm.device)
+        hidden = lm.hidden(plan, adapter=adapter)[plan.tokens.raw]
+    finally:
+        lm.train(training)
+    return hidden[given : given + n]

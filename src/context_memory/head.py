@@ -1,0 +1,110 @@
+"""A two-layer perceptron on hidden states: a score between 0 and 1 for a token. Made, trained, written to one file, read back.
+
+The file is safetensors; its header says which weights the hidden states came from, so that it is never read with others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from context_memory.errors import UserError
+
+FORMAT = "context-memory head 1"
+
+
+class Head(nn.Module):
+    """(..., size) hidden states, standardised -> (...) logits."""
+
+    def __init__(self, size: int, width: int = 256) -> None:
+        super().__init__()
+        self.mean = nn.Buffer(torch.zeros(size))
+        self.scale = nn.Buffer(torch.ones(size))
+        self.layers = nn.Sequential(nn.Linear(size, width), nn.GELU(), nn.Linear(width, 1))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.layers((hidden.to(self.mean.dtype) - self.mean) * self.scale)
+        return out[..., 0]
+
+
+def fit(
+    hidden: Tensor, labels: Tensor, *, epochs: int = 3, lr: float = 5e-5, width: int = 256, batch: int = 64, seed: int = 0,
+    weight: Tensor | None = None, after: Callable[[int, Head], None] | None = None,
+) -> Head:  # fmt: skip
+    """A head that tells (n, size) hidden states with label 1 from those with label 0.
+
+    Binary cross-entropy in which both classes weigh the same, AdamW, every token once an epoch.
+
+    Args:
+        weight: (n,) of every token, beside the balance of the classes.
+        after: is told the epoch (from 0) and the head.
+
+    Raises:
+        ValueError: only one class, from which nothing can be learnt.
+    """
+    positive, n = float(labels.sum()), len(labels)
+    if not 0 < positive < n:
+        raise ValueError(f"{n} tokens with {positive:g} boundaries: nothing to tell apart; both kinds are needed.")
+    torch.manual_seed(seed)
+    head = Head(hidden.shape[1], width).to(hidden.device)
+    head.mean.copy_(hidden.mean(0))
+    head.scale.copy_(1 / hidden.std(0).clamp(min=1e-6))
+    balance = torch.where(labels > 0, n / (2 * positive), n / (2 * (n - positive)))
+    balance = balance if weight is None else balance * weight
+    optimizer = torch.optim.AdamW(head.parameters(), lr=lr)
+    random = torch.Generator().manual_seed(seed)
+    for epoch in range(epochs):
+        head.train()
+        for rows in torch.randperm(n, generator=random).split(batch):
+            loss = binary_cross_entropy_with_logits(head(hidden[rows]), labels[rows].float(), balance[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        head.eval()
+        if after is not None:
+            after(epoch, head)
+    return head.eval()
+
+
+def save(head: Head, path: Path, facts: Mapping[str, Any]) -> None:
+    """Write the head and what it belongs to, whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    tensors = {name: x.detach().cpu().contiguous() for name, x in head.state_dict().items()}
+    save_file(tensors, beside, {"format": FORMAT, "facts": json.dumps(dict(facts))})
+    os.replace(beside, path)
+
+
+def load(path: Path) -> tuple[Head, dict[str, Any]]:
+    """The head and what it belongs to.
+
+    Raises:
+        UserError: no such file, another format, a damaged file.
+    """
+    if not path.is_file():
+        raise UserError(f"no classifier at '{path}'; train one with ccm boundary train, or name its file with boundary.path=.")
+    try:
+        with safe_open(path, framework="pt") as f:
+            header, tensors = f.metadata() or {}, {name: f.get_tensor(name) for name in f.keys()}
+        if header.get("format") != FORMAT:
+            raise UserError(f"'{path}' has format {header.get('format')!r}, this version reads {FORMAT!r}; train it again.")
+        width, size = tensors["layers.0.weight"].shape
+        head = Head(size, width)
+        head.load_state_dict(tensors)
+        return head.eval().requires_grad_(False), json.loads(header["facts"])
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as e:
+        raise UserError(f"'{path}' is damaged ({e}); get it again, or train it with ccm boundary train.") from e
+
+
+def digest(path: Path) -> str:
+    """sha256 of the file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,169 @@
+"""How well a head tells boundaries from other tokens, and how it is taught to (`boundary=classifier`).
+
+What it learns from: the hidden states of solutions that are run as they will be decoded, compressed at the boundaries that a policy or an
+annotator put there; every token is an example, those that end a segment are the positive ones. Problems, not tokens, are divided
+80/10/10, so that no problem is in two parts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from context_memory.boundaries.rules import Rules, calculates
+from context_memory.cutting import answer_states
+from context_memory.encode import Encoder
+from context_memory.errors import UserError
+from context_memory.head import Head
+from context_memory.model import CompressedLM
+from context_memory.text import Example
+
+TAUS = tuple(i / 20 for i in range(1, 20))
+PARTS = {"train": 0.8, "validation": 0.1, "test": 0.1}
+
+
+@dataclass(frozen=True)
+class Told:
+    """The tokens of some solutions."""
+
+    hidden: Tensor
+    """(n, hidden) last hidden states."""
+    ends: Tensor
+    """(n,) bool: a segment ends with this token."""
+    problem: Tensor
+    """(n,) which problem."""
+    follows: tuple[str, ...]
+    """Of each token, what a boundary behind it would follow: a `calculation`, a `conclusion`, `something else`."""
+
+    def part(self, problems: Sequence[int]) -> Told:
+        """The tokens of these problems."""
+        where = torch.isin(self.problem, torch.tensor(list(problems), dtype=torch.long))
+        kept = where.nonzero()[:, 0].tolist()
+        return Told(self.hidden[where], self.ends[where], self.problem[where], tuple(self.follows[i] for i in kept))
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A head at one threshold."""
+
+    tau: float
+    precision: float
+    recall: float
+    f1: float
+    rate: float
+    """Share of the tokens that it calls a boundary."""
+
+
+def collect(lm: CompressedLM, encoder: Encoder, examples: Sequence[Example], progress: Progress | None = None) -> Told:
+    """Run the solutions, compressed where the encoder's policy (or their own cuts) end a segment.
+
+    Raises:
+        UserError: the policy needs what is to be learnt here, or never ends a segment.
+    """
+    if encoder.mark or (encoder.boundary.needs_hidden and not all(e.cuts for e in examples)):
+        raise UserError("a classifier is taught by a policy that goes by the text, boundary=rules or another, or by annotated solutions.")
+    states, ends, problem, follows = [], [], [], list[str]()
+    task = progress.add_task("hidden states", total=len(examples), speed="") if progress else None
+    for number, example in enumerate(examples):
+        segments = encoder.segments(example)
+        ids = encoder.answer(example)
+        if lm.max_positions < sum(len(s.ids) for s in segments) + 2 * lm.scheme.n_comp * len(segments) or not ids:
+            continue
+        closed = torch.zeros(len(ids), dtype=torch.bool)
+        at = 0
+        for s in segments:
+            if s.target and s.compress:
+                at += len(s.ids)
+                closed[at - 1] = True
+        states.append(answer_states(lm, segments, len(ids)).float().cpu())
+        ends.append(closed)
+        problem += [number] * len(ids)
+        follows += _followed(ids, closed.tolist(), encoder)
+        if progress and task is not None:
+            progress.update(task, advance=1)
+    if not states or not any(bool(e.any()) for e in ends):
+        raise UserError(f"no segment ends in any of {len(examples)} solutions: there is nothing to learn; use another boundary=.")
+    return Told(torch.cat(states), torch.cat(ends), torch.tensor(problem), tuple(follows))
+
+
+def _followed(ids: Sequence[int], closed: Sequence[bool], encoder: Encoder) -> list[str]:
+    """What stands before each token's end, in its segment and clause."""
+    out, text, rules = [], "", Rules()
+    for token, end in zip(ids, closed):
+        text += encoder.piece(token)
+        out.append("calculation" if calculates(text) else "conclusion" if rules.concludes(text) else "something else")
+        text = "" if end else text
+    return out
+
+
+def divide(told: Told, seed: int = 0) -> dict[str, Told]:
+    """Train, validation and test: every problem in one of them.
+
+    Raises:
+        UserError: too few problems for three parts.
+    """
+    problems = sorted(set(told.problem.tolist()))
+    if len(problems) < 10:
+        raise UserError(f"{len(problems)} problems are too few to divide into three parts; give at least 10.")
+    random.Random(seed).shuffle(problems)
+    out, start = {}, 0
+    for i, (name, share) in enumerate(PARTS.items()):
+        end = len(problems) if i == len(PARTS) - 1 else start + round(share * len(problems))
+        out[name] = told.part(problems[start:end])
+        start = end
+    return out
+
+
+@torch.inference_mode()
+def judge(head: Head, told: Told) -> dict[str, Any]:
+    """AUC, the curve over tau, and what its boundaries follow at the best F1, beside those of the labels."""
+    scores = head(told.hidden).sigmoid()
+    curve = [quality(scores, told.ends, tau) for tau in TAUS]
+    best = max(curve, key=lambda q: q.f1)
+    chosen = (scores >= best.tau).tolist()
+    return {
+        "tokens": len(told.ends),
+        "boundaries": int(told.ends.sum()),
+        "auc": auc(scores, told.ends),
+        "best": asdict(best),
+        "curve": [asdict(q) for q in curve],
+        "follows": _shares([f for f, c in zip(told.follows, chosen) if c]),
+        "follows_labels": _shares([f for f, c in zip(told.follows, told.ends.tolist()) if c]),
+    }
+
+
+def quality(scores: Tensor, ends: Tensor, tau: float) -> Quality:
+    """Precision, recall and F1 of (n,) scores at one threshold; 0 where nothing can be divided by.
+
+    >>> quality(torch.tensor([0.9, 0.8, 0.2, 0.1]), torch.tensor([True, False, True, False]), 0.5)
+    Quality(tau=0.5, precision=0.5, recall=0.5, f1=0.5, rate=0.5)
+    """
+    called = scores >= tau
+    hits = float((called & ends).sum())
+    precision, recall = hits / max(1.0, float(called.sum())), hits / max(1.0, float(ends.sum()))
+    return Quality(tau, precision, recall, 2 * precision * recall / max(1e-12, precision + recall), float(called.float().mean()))
+
+
+def auc(scores: Tensor, ends: Tensor) -> float:
+    """Area under the ROC curve: how often a boundary has the higher score of a pair (ties count half); NaN with one kind alone.
+
+    >>> auc(torch.tensor([0.9, 0.4, 0.4, 0.1]), torch.tensor([True, True, False, False]))
+    0.875
+    """
+    positive, negative = scores[ends], scores[~ends].sort().values
+    if not len(positive) or not len(negative):
+        return float("nan")
+    below, upto = (torch.searchsorted(negative, positive, right=r).double() for r in (False, True))
+    return float((below + upto).mean() / 2 / len(negative))
+
+
+def _shares(kinds: Sequence[str]) -> dict[str, float]:
+    counts = Counter(kinds)
+    return {kind: counts[kind] / max(1, len(kinds)) for kind in ("calculation", "conclusion", "something else")}

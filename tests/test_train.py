@@ -17,7 +17,7 @@ from torch import Tensor
 import toys
 from context_memory import job as jobs
 from context_memory import plugins
-from context_memory.batches import Collate, Rows, Schedule, to_plan, to_tensors
+from context_memory.batches import Batch, Collate, Rows, Schedule, to_plan, to_tensors
 from context_memory.compose import load
 from context_memory.config import Config
 from context_memory.errors import UserError
@@ -135,15 +135,15 @@ def _arguments(job: Job, at: Path):  # type: ignore[no-untyped-def]
 def test_accumulating_four_is_one_of_four(toy: Path, tmp_path: Path, overrides: list[str]) -> None:
     job = randomised(prepare(config(toy, tmp_path, *overrides)))
     collate = job.collate
-    apart = gradients(job, [collate([[[i]]]) for i in range(4)])
-    together = gradients(job, [collate([[[0], [1], [2], [3]]])])
-    packed = gradients(job, [collate([[[0, 1], [2, 3]]])])
+    apart = gradients(job, [collate([Batch([[i]])]) for i in range(4)])
+    together = gradients(job, [collate([Batch([[0], [1], [2], [3]])])])
+    packed = gradients(job, [collate([Batch([[0, 1], [2, 3]])])])
     assert apart.keys() == together.keys() == packed.keys()
     for name, g in apart.items():
         scale = g.abs().max().clamp(min=1e-6)
         assert (g - together[name]).abs().max() / scale < 1e-3, name
         assert (g - packed[name]).abs().max() / scale < 1e-3, name
-    mean_of_means = [collate([[[i]]]) for i in range(4)]
+    mean_of_means = [collate([Batch([[i]])]) for i in range(4)]
     wrong = {n: sum(gradients(job, [b])[n] for b in mean_of_means) / 4 for n in apart}
     assert any((wrong[n] - g).abs().max() / g.abs().max().clamp(min=1e-6) > 1e-2 for n, g in apart.items())  # control
 
@@ -166,7 +166,7 @@ def test_the_trainer_divides_by_the_labels_of_the_whole_batch(toy: Path, tmp_pat
 def test_gradient_checkpointing_changes_nothing(toy: Path, tmp_path: Path) -> None:
     plain = randomised(prepare(config(toy, tmp_path)))
     saving = randomised(prepare(config(toy, tmp_path, "training.gradient_checkpointing=true")))
-    a, b = (gradients(job, [job.collate([[[0], [1]]])]) for job in (plain, saving))
+    a, b = (gradients(job, [job.collate([Batch([[0], [1]])])]) for job in (plain, saving))
     assert all(torch.allclose(a[n], b[n], rtol=1e-4, atol=1e-6) for n in a) and a.keys() == b.keys()
 
 
@@ -176,7 +176,7 @@ def test_batches_depend_on_seed_epoch_and_index_alone(toy: Path, tmp_path: Path)
     first = [job.schedule[i] for i in range(15)]
     assert first == [Schedule(rows, t, 15)[i] for i in range(15)]
     assert Schedule(rows, t, 15)[12] == first[12]
-    epochs = [sorted(i for batch in first[s : s + 5] for row in batch for i in row) for s in (0, 5, 10)]
+    epochs = [sorted(i for batch in first[s : s + 5] for row in batch.rows for i in row) for s in (0, 5, 10)]
     assert epochs == [list(range(10))] * 3 and first[:5] != first[5:10]
     t.seed += 1
     assert [Schedule(rows, t, 15)[i] for i in range(15)] != first
@@ -297,4 +297,4 @@ def test_rows_count_what_they_leave_out(toy: Path, tmp_path: Path) -> None:
     rows = job.schedule.rows
     narrow = Rows(rows.examples, rows.encoder, plugins.make("schemes", "concat"), "skip", "memory", 100)  # type: ignore[arg-type]
     assert narrow[0] is None and narrow.left.too_long == 1
-    assert set(Collate(rows)([[[0]]])) == set(to_tensors(rows.plan(0)))
+    assert set(Collate(rows)([Batch([[0]])])) == set(to_tensors(rows.plan(0)))

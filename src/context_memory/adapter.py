@@ -76,6 +76,11 @@ class Card:
         """Whether this is an ordinary LoRA on the full context, to be merged."""
         return self.scheme.get("name") == "full"
 
+    @property
+    def n_comp(self) -> list[int]:
+        """The numbers of comp tokens that it was trained with."""
+        return sorted(self.config.get("training", {}).get("n_comp") or [self.scheme.get("n_comp", 0)])
+
 
 def sha256(path: Path) -> str:
     with path.open("rb") as source:

@@ -2,6 +2,10 @@
 
 Examples are encoded when their turn comes and kept. A micro-batch is a list of rows, a row a list of examples (one, or several
 that are packed). The collate function gives O(n) tensors; masks are built from them on the device.
+
+With `training.n_comp` a micro-batch has one number of comp tokens, drawn for it from the set, and not one an example: the slots of a
+merging scheme are overwritten in one gather over groups of one size, and so a step is exactly one of a plain scheme of that number.
+Which examples go together does not depend on the draw; room is kept for the largest number.
 """
 
 from __future__ import annotations
@@ -24,6 +28,15 @@ from context_memory.text import Example, Segment
 BLOCK = 512
 """Examples among which like lengths are looked for; encoded together."""
 Row = list[int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch."""
+
+    rows: list[Row]
+    n_comp: int | None = None
+    """Comp tokens at each of its boundaries; None: as many as the scheme has."""
 
 
 @dataclass
@@ -70,18 +83,19 @@ class Rows:
         first = next((i + 1 for i, s in enumerate(segments) if s.compress), len(segments)) if self.supervise == "memory" else 0
         return any(any(s.loss) for s in segments[first:])
 
-    def plan(self, index: int) -> Plan:
-        """The example laid out (b = 1)."""
+    def plan(self, index: int, n_comp: int | None = None) -> Plan:
+        """The example laid out (b = 1), with another number of comp tokens than the scheme's if one is given."""
         found = self[index]
         assert found is not None
+        scheme = self.scheme if n_comp is None else replace(self.scheme, n_comp=n_comp)  # type: ignore[type-var]
         try:
-            return layout(found[0], self.scheme, self.positions, supervise=self.supervise)
+            return layout(found[0], scheme, self.positions, supervise=self.supervise)
         except ValueError as e:
             raise UserError(f"example '{self.examples[index].id or index}' does not fit scheme '{self.scheme.name}': {e}") from e
 
-    def stacked(self, batch: list[Row]) -> Plan:
+    def stacked(self, batch: Batch) -> Plan:
         """A micro-batch laid out."""
-        return _stacked([[self.plan(i) for i in row] for row in batch])
+        return _stacked([[self.plan(i, batch.n_comp) for i in row] for row in batch.rows])
 
     def teacher(self, index: int) -> Plan:
         """The same text with nothing compressed or forgotten, and the same labels in the same order (b = 1)."""
@@ -91,12 +105,12 @@ class Rows:
         return replace(whole, labels=plan.labels[raw][None])
 
 
-class Schedule(TorchDataset[list[Row]]):
+class Schedule(TorchDataset[Batch]):
     """Item i is micro-batch i, counted through all epochs."""
 
     def __init__(self, rows: Rows, training: TrainingConfig, size: int | None = None, shuffle: bool = True) -> None:
         self.rows, self.training, self.shuffle = rows, training, shuffle
-        self._made: list[list[Row]] = []
+        self._made: list[Batch] = []
         self._source = self._epochs()
         self.size = size
 
@@ -108,12 +122,12 @@ class Schedule(TorchDataset[list[Row]]):
         """Micro-batches of the first epoch (encodes every example)."""
         return sum(1 for _ in self.epoch(0))
 
-    def __getitem__(self, index: int) -> list[Row]:
+    def __getitem__(self, index: int) -> Batch:
         while len(self._made) <= index:
             self._made.append(next(self._source))
         return self._made[index]
 
-    def _epochs(self) -> Iterator[list[Row]]:
+    def _epochs(self) -> Iterator[Batch]:
         epoch = 0
         if not len(self.rows):
             self._nothing(0)
@@ -121,8 +135,15 @@ class Schedule(TorchDataset[list[Row]]):
             yield from self.epoch(epoch)
             epoch += 1
 
-    def epoch(self, epoch: int) -> Iterator[list[Row]]:
+    def epoch(self, epoch: int) -> Iterator[Batch]:
         """The micro-batches of one epoch."""
+        numbers = sorted(self.training.n_comp or ()) if self.shuffle else []
+        for index, rows in enumerate(self._grouped(epoch)):
+            draw = random.Random(f"{self.training.seed} {epoch} {index} n_comp")
+            yield Batch(rows, draw.choice(numbers) if numbers else None)
+
+    def _grouped(self, epoch: int) -> Iterator[list[Row]]:
+        """The rows of one micro-batch after the other."""
         seed = self.training.seed
         order = list(range(len(self.rows)))
         if self.shuffle:
@@ -184,13 +205,12 @@ class Collate:
     rows: Rows
     teacher: bool = False
 
-    def __call__(self, items: Sequence[list[Row]]) -> dict[str, Tensor]:
-        batch = [row for item in items for row in item]
+    def __call__(self, items: Sequence[Batch]) -> dict[str, Tensor]:
+        (batch,) = items  # a micro-batch is one item of the schedule
         out = to_tensors(self.rows.stacked(batch))
         if self.teacher:
-            out |= {
-                f"teacher_{k}": v for k, v in to_tensors(_stacked([[self.rows.teacher(i) for i in row] for row in batch])).items()
-            }
+            whole = _stacked([[self.rows.teacher(i) for i in row] for row in batch.rows])
+            out |= {f"teacher_{k}": v for k, v in to_tensors(whole).items()}
         return out
 
 

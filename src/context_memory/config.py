@@ -73,6 +73,9 @@ class TrainingConfig:
     """`ce`: cross-entropy on the targets (a little better at equal updates, docs/log.md). `distill`: KL to the same model with
     its full context."""
     gradient_checkpointing: bool = False
+    n_comp: list[int] | None = None
+    """Train one adapter for several numbers of comp tokens: each micro-batch draws one of these, as in `[1,2,4]`. The largest must be
+    `scheme.n_comp`, which evaluations during training use. Evaluate it with any: `--sweep scheme.n_comp=1,2,4`."""
     seed: int = 42
     eval_steps: int = 50
     eval_samples: int = 128
@@ -85,6 +88,8 @@ class TrainingConfig:
     report_to: str = "none"
     """Further trackers: `tensorboard`, `trackio`, or both with a comma."""
     threads: int | None = None
+    profile: bool = False
+    """Write a trace of steps 2 to 4 and a table of the most expensive operators into the run's folder (`profiling.py`)."""
 
 
 @dataclass
@@ -104,6 +109,9 @@ class EvaluationConfig:
     """Answer the questions; false: likelihoods alone."""
     likelihood: bool = True
     """The negative log-likelihood of the targets; false: answers alone, in about half the time."""
+    profile: bool = False
+    """Write a trace of decode steps 3 to 13 of the first batch that is run and a table of the most expensive operators into each
+    row's folder (`profiling.py`). The answers are the same; that batch takes longer."""
 
 
 @dataclass

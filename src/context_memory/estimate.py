@@ -1,4 +1,7 @@
-"""What a training would be: measured on one real micro-batch, forward and backward, and multiplied."""
+"""What a training would be: measured on one real micro-batch, forward and backward, and multiplied.
+
+Where the number of comp tokens is drawn (`training.n_comp`), every micro-batch is measured with the largest: an upper bound.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import time
 import torch
 
 from context_memory import gate
+from context_memory.batches import Batch
 from context_memory.config import Config
 from context_memory.job import prepare
 from context_memory.train import run_folder
@@ -19,7 +23,7 @@ def estimate(config: Config) -> str:
     job = prepare(config)
     lm, learner = job.lm, Learner(job.lm, config.training.loss)
     learner.train()
-    batches = [job.collate([job.schedule[i]]) for i in range(min(8, len(job.schedule)))]
+    batches = [job.collate([Batch(job.schedule[i].rows)]) for i in range(min(8, len(job.schedule)))]
     raw = sum(int((b["kind"] == 0).sum()) for b in batches) / len(batches)
     labels = sum(int((b["labels"] != -100).sum()) for b in batches) / len(batches)
     rows = sum(b["ids"].shape[0] for b in batches) / len(batches)
@@ -34,6 +38,7 @@ def estimate(config: Config) -> str:
     adam = 8 * gate.trainable(lm)
     micro = len(job.schedule)
     total = seconds * micro
+    most = f", at most: as if every micro-batch had {lm.scheme.n_comp} comp tokens a boundary" if config.training.n_comp else ""
     return "\n".join(
         [
             f"run         {run_folder(config)}",
@@ -42,7 +47,7 @@ def estimate(config: Config) -> str:
             f"data        {len(job.schedule.rows):,} examples; {micro:,} micro-batches of some {rows:.1f} rows, "
             f"{raw:,.0f} raw tokens, {labels:,.0f} labels" + "".join(f"; {what}" for what in job.left_out()),
             f"steps       {job.steps:,} updates, {raw * micro:,.0f} raw tokens",
-            f"time        {total / 60:.1f} minutes without evaluations, at {raw / seconds:,.0f} raw tokens/s (measured)",
-            f"memory      {(peak + adam) / 2**30:.2f} GiB at the peak",
+            f"time        {total / 60:.1f} minutes without evaluations, at {raw / seconds:,.0f} raw tokens/s (measured){most}",
+            f"memory      {(peak + adam) / 2**30:.2f} GiB at the peak{most}",
         ]
     )

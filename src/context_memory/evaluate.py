@@ -8,7 +8,7 @@ its batch is done. The same command again keeps the lines that are there; a note
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from context_memory.loss import cross_entropy
 from context_memory.metrics import Metrics, Prediction, summarise
 from context_memory.model import CompressedLM
 from context_memory.plan import IGNORE, Plan, layout, stack
+from context_memory.profiling import DECODING, profiled
 from context_memory.records import Store, facts_of_this_run
 from context_memory.schemes.base import Scheme
 from context_memory.text import Example
@@ -42,12 +43,16 @@ class Settings:
     generate: bool = True
     likelihood: bool = True
     """Also the negative log-likelihood of the targets."""
+    profile: bool = False
+    """Also a trace of a few decode steps of the first batch that is run."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {self.batch_size}.")
         if not (self.generate or self.likelihood):
             raise InputError("generate and likelihood are both off: there is nothing to evaluate; leave one on.")
+        if self.profile and not self.generate:
+            raise InputError("profile records decode steps and generate is off: there are none; leave generate on.")
 
 
 def evaluate(
@@ -79,13 +84,15 @@ def evaluate(
     done = store.known(examples)
     order = sorted(range(len(items)), key=lambda i: -items[i].length)  # the longest batch first: what does not fit, shows at once
     task = progress.add_task(name, total=len(items), completed=len(done), speed="") if progress else None
+    profile = settings.profile
     lm.eval()
     for start in range(0, len(order), settings.batch_size):
         batch = [items[i] for i in order[start : start + settings.batch_size]]
         if all(item.example.id in done for item in batch):
             continue
-        with _fits(settings):
-            lines = _run(lm, encoder, dataset, batch, settings, start, _Ticker(progress, task, len(done), batch))
+        with _fits(settings), profiled(profile, store.folder, DECODING) as step:
+            lines = _run(lm, encoder, dataset, batch, settings, start, _Ticker(progress, task, len(done), batch), step)
+        profile = False
         store.add(lines)
         done |= {line.id: line for line in lines}
     if progress and task is not None:
@@ -128,14 +135,19 @@ class _Item:
 
 
 def _run(
-    lm: CompressedLM, encoder: Encoder, dataset: Dataset, batch: Sequence[_Item], settings: Settings, start: int, ticker: _Ticker
-) -> list[Prediction]:
-    """The lines of one batch."""
+    lm: CompressedLM, encoder: Encoder, dataset: Dataset, batch: Sequence[_Item], settings: Settings, start: int, ticker: _Ticker,
+    step: Callable[[], None],
+) -> list[Prediction]:  # fmt: skip
+    """The lines of one batch; `step` is called after every decode step but the last."""
     lines = [i.line for i in batch]
     if settings.generate:
         began = time.perf_counter()
         decoder = Decoder(lm, encoder, [i.prompt for i in batch], replace(settings.decode, seed=settings.decode.seed + start))
-        for _ in decoder.run():
+        last = -1
+        for row, _ in decoder.run():
+            if row <= last:  # rows come in order, so this one has begun the next step
+                step()
+            last = row
             ticker.token()
         seconds = (time.perf_counter() - began) / len(batch)
         lines = [_answered(i.line, out, seconds, dataset.score(i.example, out.text)) for i, out in zip(batch, decoder.outputs)]

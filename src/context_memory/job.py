@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from context_memory import cutting
-from context_memory.batches import Collate, Rows, Schedule
+from context_memory.batches import Batch, Collate, Rows, Schedule
 from context_memory.config import Config
 from context_memory.errors import UserError
 from context_memory.loading import build
@@ -47,6 +47,7 @@ def prepare(config: Config, lm: CompressedLM | None = None) -> Job:
         UserError: settings that contradict each other, or a batch in which the scheme hides nothing.
     """
     threads(config.training.threads)
+    must_be_a_set(config)
     lm = lm if lm is not None else build(config)
     if config.training.gradient_checkpointing:
         lm.base.activation_checkpointing_enable({"use_reentrant": False})
@@ -77,6 +78,16 @@ def prepare(config: Config, lm: CompressedLM | None = None) -> Job:
     return Job(config, lm, schedule, evaluation, Collate(train, teacher=t.loss == "distill"), steps)
 
 
+def must_be_a_set(config: Config) -> None:
+    """Raises UserError unless `training.n_comp`, if it is given, are numbers of comp tokens up to those that the scheme has."""
+    given, most = config.training.n_comp, config.scheme.get("n_comp", 0)
+    if given and (min(given) < 1 or len(set(given)) < len(given) or max(given) != most):
+        raise UserError(
+            "training.n_comp must be different numbers of at least 1, and scheme.n_comp the largest of them; "
+            f"got training.n_comp={given} and scheme.n_comp={most}."
+        )
+
+
 def must_hide(schedule: Schedule, lm: CompressedLM, batches: int = 3) -> None:
     """Raises UserError if the first micro-batches hide nothing: the scheme would be trained without compression."""
     for i in range(min(batches, len(schedule))):
@@ -99,7 +110,8 @@ def threads(wanted: int | None) -> None:
 def must_fit(schedule: Schedule, lm: CompressedLM, config: Config) -> None:
     """Raises UserError if a micro-batch has no hope of fitting: some systems kill a process rather than refuse it memory."""
     t, c = config.training, lm.base.config
-    tokens = max(schedule.rows.stacked(schedule[i]).ids.numel() for i in range(min(8, len(schedule))))
+    largest = [Batch(schedule[i].rows) for i in range(min(8, len(schedule)))]  # whatever number of comp tokens is drawn
+    tokens = max(schedule.rows.stacked(batch).ids.numel() for batch in largest)
     # What a layer keeps for its backward pass, measured on llama: some 8 hidden and 3 intermediate activations a token.
     a_layer = (8 * c.hidden_size + 3 * c.intermediate_size) * lm.base.dtype.itemsize
     layers = c.num_hidden_layers

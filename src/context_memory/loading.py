@@ -120,13 +120,14 @@ def _belongs(adapter: Path, card: Card, scheme: Scheme, merged: bool) -> bool:
     """Whether the adapter is to be attached for this scheme.
 
     Raises:
-        UserError: another number of comp tokens than it was trained with.
+        UserError: a number of comp tokens that it was not trained with.
     """
     if card.is_task:
         return not merged
     if not scheme.n_comp and scheme.name != card.scheme["name"]:
         return False
-    if scheme.n_comp != (have := card.scheme.get("n_comp", 0)):
+    if scheme.n_comp not in card.n_comp:
+        have = " or ".join(map(str, card.n_comp))
         raise UserError(f"adapter '{adapter}' has {have} comp token(s), the scheme {scheme.n_comp}; use scheme.n_comp={have}.")
     return True
 
@@ -250,6 +251,9 @@ def _fill(lm: CompressedLM, adapter: Path) -> None:
         raise UserError(
             f"adapter '{adapter}' has weights for modules that the model lacks: {', '.join(lost.unexpected_keys[:3])}."
         )
-    if lm.scheme.n_comp:
+    if n := lm.scheme.n_comp:
+        rows = folders.load_comp(adapter)[:n]
+        if len(rows) < n:  # one row would be copied to all
+            raise UserError(f"adapter '{adapter}' has {len(rows)} comp embedding(s) and its card says {n}; get the folder again.")
         with torch.no_grad():
-            lm.comp.weight.copy_(folders.load_comp(adapter))
+            lm.comp.weight.copy_(rows)

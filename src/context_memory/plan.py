@@ -98,7 +98,7 @@ class Plan:
     ids: Tensor
     """Token ids; 0 where the token is not text."""
     slot: Tensor
-    """Which of the `n_comp` comp tokens or slots this is; 0 elsewhere."""
+    """Which of the `n_comp` comp tokens or slots of its boundary this is; 0 elsewhere."""
     labels: Tensor
     """The id to be predicted *from* this position, `IGNORE` for none. Never set on comp tokens, slots or padding."""
     groups: Tensor
@@ -150,10 +150,11 @@ class Plan:
         table = unroll(scheme, steps).to(self.ids.device)
         weight = table[segment.clamp(min=0)[:, :, None], segment.clamp(min=0)[:, None, :]]
         weight = weight * ((row[:, :, None] == row[:, None, :]) & (comp >= 0)[:, None, :])
-        offset = torch.arange(scheme.n_comp, device=self.ids.device)
+        n = int(self.slot.max()) + 1  # the plan's number: an adapter for several is trained on plans with fewer than the scheme's
+        offset = torch.arange(n, device=self.ids.device)
         target = slot[:, :, None] + offset
         rows, groups, lanes = ((slot >= 0)[:, :, None].expand_as(target)).nonzero(as_tuple=True)
-        return Mix(weight, comp.clamp(min=0)[:, :, None] + offset, rows, target[rows, groups, lanes], groups * scheme.n_comp + lanes)
+        return Mix(weight, comp.clamp(min=0)[:, :, None] + offset, rows, target[rows, groups, lanes], groups * n + lanes)
 
 
 def unroll(scheme: Scheme, steps: int) -> Tensor:

@@ -149,7 +149,7 @@ def run(
     for row in rows:
         c, g = row.config, first.generation
         decode = generate.Settings(g.max_new_tokens, g.temperature, g.top_p, g.seed)
-        settings = Settings(decode, e.batch_size, e.generate, e.likelihood)
+        settings = Settings(decode, e.batch_size, e.generate, e.likelihood, e.profile)
         lm = load_row(c)
         encoder = c.encoder(lm.tokenizer)
         said = {"data": first.data, "split": e.split, "seed": g.seed, "note": row.note, **(notes or {})}

@@ -1,5 +1,6 @@
 """The comp embeddings: a parameter of ours, put where the plan says comp. The vocabulary is not resized.
 
+A plan with fewer comp tokens at a boundary than there are rows uses the first ones (`training.n_comp`).
 Row k starts as the mean of every n-th row of the base table (k, k + n, ...), as the original does, so that the rows differ.
 """
 

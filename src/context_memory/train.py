@@ -24,12 +24,13 @@ from context_memory.errors import UserError
 from context_memory.job import Job, lower, prepare
 from context_memory.loading import card_of
 from context_memory.model import CompressedLM
+from context_memory.profiling import TRAINING, EachStep, profiled
 from context_memory.progress import Clock, Progress, trackers
 from context_memory.trainer import CcmTrainer, Learner, newest, put_back
 
 LENGTH = ("max_steps", "epochs", "patience")
 """Settings of `training` that say how long a run is,"""
-BESIDE = ("max_minutes", "eval_steps", "eval_samples", "save_steps", "log_steps", "wandb", "report_to", "threads")
+BESIDE = ("max_minutes", "eval_steps", "eval_samples", "save_steps", "log_steps", "wandb", "report_to", "threads", "profile")
 """and those that are beside the point: a run may be gone on with under another value of any of them."""
 
 
@@ -100,7 +101,8 @@ def _run(job: Job, folder: Path, told: list[str], main: bool) -> Result:
         print(_headline(job, folder, last), file=sys.stderr, flush=True)
     trainer = CcmTrainer(learner, arguments(job, folder, told), job, journal, callbacks=[clock, progress])
     progress.trainer = trainer
-    with clock.listening(), _fits(config):
+    with clock.listening(), _fits(config), profiled(config.training.profile and main, folder, TRAINING) as tick:
+        trainer.add_callback(EachStep(tick))
         trainer.train(resume_from_checkpoint=str(last) if last else None)
         final = None if clock.asked else trainer.last_evaluation()
     progress.close()

@@ -114,7 +114,8 @@ class CcmTrainer(Trainer):
     # ---- evaluation -------------------------------------------------------------------------------------------------
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Mean cross-entropy per label of the evaluation examples, whatever is trained on; keeps the best parameters."""
+        """Mean cross-entropy per label of the evaluation examples, whatever is trained on, with `scheme.n_comp` comp tokens;
+        keeps the best parameters."""
         if self.evaluation is None:
             return {}
         start = time.perf_counter()

@@ -1,7 +1,8 @@
-"""The mask in the form that each attention implementation takes, and an attention function that fills memory slots.
+"""The mask in the form that each attention implementation takes, and what is done around the stock attention function.
 
-Seam: transformers 5.23, `AttentionInterface.register` and `AttentionMaskInterface.register`. The mixing function only
-overwrites keys and values at slot columns and then calls the stock implementation; it is chosen for mixing schemes only.
+Seam: transformers 5.23, `AttentionInterface.register` and `AttentionMaskInterface.register`. Our function calls the stock one. Before that it
+overwrites keys and values at slot columns (mixing schemes), and spreads out the queries of rows of different lengths: all other layers
+run the real tokens alone, side by side, so that a row pays nothing for the comp tokens of another. With neither it *is* the stock one.
 A boolean mask is right for sdpa alone: eager *adds* what it gets, flex_attention wants a BlockMask, and
 flash_attention_2 takes no such mask at all.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +26,32 @@ from context_memory.plan import Mix
 
 IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention", "flash_attention_2")
 PREFIX = "ccm_"
+SPREADS = ("sdpa", "eager")
+"""Implementations whose mask says row by row what is seen."""
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Where the real tokens of a padded batch sit, while they run side by side as one row."""
+
+    index: Tensor
+    """(N,) of every real token, into rows * n."""
+    rows: int
+    n: int
+
+    @classmethod
+    def of(cls, real: Tensor) -> Lanes:
+        """From (rows, n) bool."""
+        return cls(real.flatten().nonzero()[:, 0], *real.shape)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """(rows, n, ...) -> (1, N, ...)"""
+        return x.flatten(0, 1)[self.index][None]
+
+    def spread(self, x: Tensor) -> Tensor:
+        """(1, N, ...) -> (rows, n, ...), zeros at padding."""
+        out = x.new_zeros(self.rows * self.n, *x.shape[2:])
+        return out.index_copy(0, self.index, x[0]).unflatten(0, (self.rows, self.n))
 
 
 def mixed(states: Tensor, mix: Mix) -> Tensor:
@@ -39,21 +67,27 @@ def mixed(states: Tensor, mix: Mix) -> Tensor:
     return out
 
 
-def _mixing(implementation: str) -> Callable[..., Any]:
+def _ours(implementation: str) -> Callable[..., Any]:
     def attend(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, kv_mix: Mix | None = None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        """(b, heads, q, d) x (b, kv heads, n, d) -> (b, q, heads, d), as every attention function of transformers."""
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, kv_mix: Mix | None = None,
+        lanes: Lanes | None = None, **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """(b, heads, q, d) x (b, kv heads, n, d) -> (b, q, heads, d), as every attention function of transformers; with `lanes`, the
+        queries and what comes out are (1, heads, N, d) and (1, N, heads, d)."""
         if kv_mix is not None:
             key, value = mixed(key, kv_mix), mixed(value, kv_mix)
         stock = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        return stock(module, query, key, value, attention_mask, **kwargs)
+        if lanes is None:
+            return stock(module, query, key, value, attention_mask, **kwargs)
+        query = lanes.spread(query.transpose(1, 2)).transpose(1, 2)
+        out, weights = stock(module, query, key, value, attention_mask, **kwargs)
+        return lanes.gather(out), weights
 
     return attend
 
 
 def use(model: nn.Module, implementation: str, mixes: bool) -> None:
-    """Set the attention implementation of a transformers model; the mixing one for schemes that mix.
+    """Set the attention implementation of a transformers model; ours around it where it can serve.
 
     Raises:
         ValueError: unknown implementation, or flash attention for a scheme that mixes.
@@ -68,9 +102,9 @@ def use(model: nn.Module, implementation: str, mixes: bool) -> None:
         # the CPU's take grouped heads as they are (the same bits, 15 times faster with 64 rows of 350 entries).
         os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
     name = implementation
-    if mixes:
+    if mixes or implementation in SPREADS:
         name = PREFIX + implementation
-        AttentionInterface.register(name, _mixing(implementation))
+        AttentionInterface.register(name, _ours(implementation))
         if implementation in ALL_MASK_ATTENTION_FUNCTIONS:
             AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
     model.set_attn_implementation(name)  # type: ignore[operator]

@@ -139,12 +139,19 @@ class Encoder:
 
     def cuts(self, example: Example, scores: Sequence[float] = ()) -> tuple[int, ...]:
         """Where the boundary policy ends a segment of the target that has text behind it: offsets in characters, as `Example.cuts`."""
+        return self.offsets(example, self.edges(replace(example, cuts=()), scores))
+
+    def edges(self, example: Example, scores: Sequence[float] = ()) -> list[int]:
+        """How many tokens of the answer stand before every boundary: the example's own, or the policy's."""
         answer, _, starts = self._answer(example)
-        edges = self._edges(replace(example, cuts=()), answer, starts, scores)
+        return self._edges(example, answer, starts, scores)
+
+    def offsets(self, example: Example, edges: Sequence[int]) -> tuple[int, ...]:
+        """`edges` that have text behind them, as offsets in characters."""
+        answer, _, starts = self._answer(example)
         return tuple(starts[edge] for edge in edges if edge < len(answer))
 
     def _edges(self, example: Example, answer: tuple[int, ...], starts: Sequence[int], scores: Sequence[float]) -> list[int]:
-        """How many tokens of the answer stand before every boundary: the example's own, or the policy's."""
         if example.cuts:
             return [next((i for i, s in enumerate(starts) if s >= cut), len(answer)) for cut in example.cuts]
         policy = self.boundary.offline if self.mark else self.boundary

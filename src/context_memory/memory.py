@@ -58,11 +58,12 @@ class Memory(Cache):
         self._span = (0, 0)
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write (rows, h, q, d) fresh keys and values to their columns; return all (rows, h, used columns, d)."""
+        """Write (rows, h, q, d) fresh keys and values to their columns; return all (rows, h, used columns, d). Real tokens that run side
+        by side come as (1, h, N, d)."""
         layer = self.layers[layer_idx]
         width = self.slot.shape[1]
         if layer.keys is None:
-            b, h, _, d = key_states.shape
+            b, h, d = self.rows, key_states.shape[1], key_states.shape[3]
             layer.keys, layer.values = key_states.new_zeros(b, h, width, d), value_states.new_zeros(b, h, width, value_states.shape[-1])
             layer.is_initialized = True
         elif layer.keys.shape[2] != width:
@@ -74,7 +75,8 @@ class Memory(Cache):
                 buffer[:, :, start:used] = fresh
             else:
                 rows, lanes, columns = self._place
-                buffer[rows, :, columns] = fresh.transpose(1, 2)[rows, lanes]
+                real = fresh.transpose(1, 2)
+                buffer[rows, :, columns] = real[0] if len(fresh) < self.rows else real[rows, lanes]
         return layer.keys[:, :, :used], layer.values[:, :, :used]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -139,20 +139,31 @@ class CompressedLM(nn.Module):
         embedded = self.family.embed(self.base, plan.ids)
         if has_comp := bool(t.comp.any()):
             embedded = self.comp(embedded, plan)
+        mask, position_ids = self._mask(plan, keys, cache, embedded.dtype)
         extra: dict[str, Any] = {}
+        comp, lanes = t.comp, self._lanes(plan, cache)
+        if lanes is not None:
+            extra["lanes"] = lanes
+            embedded, position_ids, comp = lanes.gather(embedded), lanes.gather(t.position), lanes.gather(comp)
         if self.peft is not None and adapter:
             if self.gate == "all":
                 extra["lora_gate"] = Gate(None)
             elif has_comp or self.training:
-                extra["lora_gate"] = Gate(plan.gate())
+                extra["lora_gate"] = Gate(comp.flatten().nonzero()[:, 0])
         if mix is not None:
             extra["kv_mix"] = mix
-        mask, position_ids = self._mask(plan, keys, cache, embedded.dtype)
         out = self.family.decoder(self.base)(
             inputs_embeds=embedded, attention_mask=mask, position_ids=position_ids, past_key_values=cache,
             use_cache=cache is not None, **extra,
-        )  # fmt: skip
-        return out.last_hidden_state
+        ).last_hidden_state  # fmt: skip
+        return out if lanes is None else lanes.spread(out)
+
+    def _lanes(self, plan: Plan, cache: Cache | None) -> attention.Lanes | None:
+        """Where the real tokens sit, if they are to run side by side: after a memory, which knows rows, and with padding between them."""
+        if not isinstance(cache, Memory) or attention.implementation_of(self.base) not in attention.SPREADS:
+            return None
+        real = plan.tokens.kind != PAD
+        return None if bool(real.all()) else attention.Lanes.of(real)
 
     def _mask(self, plan: Plan, keys: Tokens, cache: Cache | None, dtype: torch.dtype) -> tuple[Any, Tensor | None]:
         """The mask in the form that the implementation takes, or None where plain causal attention is what is wanted."""

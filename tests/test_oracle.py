@@ -1,0 +1,76 @@
+"""The oracle: costs are the rise of the likelihood that one boundary brings, and the cheapest places are found."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+import torch
+
+import toys
+from context_memory.boundaries.every import Every
+from context_memory.encode import Encoder
+from context_memory.errors import InputError
+from context_memory.evaluate import likelihoods
+from context_memory.oracle import Oracle, cheapest, rises
+from context_memory.plan import layout
+from context_memory.schemes.concat import Concat
+from context_memory.testing import tiny_lm
+from context_memory.text import Example
+
+torch.set_num_threads(1)
+EXAMPLE = Example("1 + 2?", "1 + 2 = 3\n#### 3")
+
+
+def encoder_for(size: int, n: int = 3) -> Encoder:
+    """Ids within a tiny vocabulary."""
+    words = toys.tokenizer()
+    encoder = Encoder(words, Every(n=n), chat=False)
+    plain = encoder._answer
+    encoder._answer = lambda e: (tuple(i % size for i in plain(e)[0]), plain(e)[1], plain(e)[2])  # type: ignore[method-assign]
+    encoder.ids = lambda text: [i % size for i in words(text, add_special_tokens=False)["input_ids"]]  # type: ignore[method-assign]
+    return encoder
+
+
+def test_a_cost_is_the_rise_that_one_boundary_brings() -> None:
+    lm = tiny_lm("llama", Concat(n_comp=2))
+    encoder = encoder_for(lm.base.config.vocab_size)
+    found = rises(lm, encoder, EXAMPLE, [3, 9, 12], batch_size=2)
+    ids = torch.tensor([[i for s in encoder.uncut(EXAMPLE) for i in s.ids]])
+    given = len(encoder.uncut(EXAMPLE)[0].ids)
+    logits = lm.base(ids).logits[0, given - 1 : -1]  # the stock model, uncompressed
+    whole = float(torch.nn.functional.cross_entropy(logits, ids[0, given:], reduction="sum").detach())
+    for place, rise in zip([3, 9, 12], found):
+        cut = Example(EXAMPLE.prompt, EXAMPLE.target, cuts=encoder.offsets(EXAMPLE, [place]))
+        ((nll, _),) = likelihoods(lm, [layout(encoder.segments(cut), lm.scheme)])
+        assert rise == pytest.approx(nll - whole, abs=1e-9)
+    assert len({round(r, 6) for r in found}) == 3
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_cheapest_are_found(seed: int) -> None:
+    rng = random.Random(seed)
+    places = sorted(rng.sample(range(1, 30), 7))
+    costs, longest, wanted = [rng.random() for _ in places], rng.choice([8, 12, 30]), rng.choice([1, 2, 3])
+    found = cheapest(places, costs, wanted, 30, longest)
+    cost = dict(zip(places, costs))
+
+    def allowed(chosen: tuple[int, ...]) -> bool:
+        stops = [0, *places, 30]
+        return all(b - a <= longest or stops.index(b) == stops.index(a) + 1 for a, b in itertools.pairwise([0, *chosen, 30]))
+
+    choices = [c for k in range(wanted, 8) for c in itertools.combinations(places, k) if allowed(c)]
+    fewest = min(map(len, choices))
+    best = min((sum(cost[p] for p in c), c) for c in choices if len(c) == fewest)
+    assert tuple(found) == best[1]
+
+
+def test_segments_have_the_length_that_is_aimed_at() -> None:
+    lm = tiny_lm("llama", Concat(n_comp=1))
+    encoder = encoder_for(lm.base.config.vocab_size, n=2)
+    n = len(EXAMPLE.target)
+    assert [len(Oracle(length=length).cuts(lm, encoder, EXAMPLE)) for length in (n / 2, n / 4)] == [1, 3]
+    assert Oracle(length=4).cuts(lm, encoder_for(lm.base.config.vocab_size, n=200), EXAMPLE) == ()
+    with pytest.raises(InputError, match="length <= longest"):
+        Oracle(length=30, longest=20)

@@ -36,8 +36,7 @@ def annotate(examples: Iterable[Example], encoder: Encoder) -> Annotated:
     """Mark every place where `encoder.boundary` ends a segment of the target, up to the last one that has text behind it."""
     out = Annotated()
     for example in examples:
-        text = example.prompt + example.target
-        if MARKER in text or example.context or final_number(example.target, marked=True) is None:
+        if not readable(example):
             out.unsafe += 1
             continue
         marked = mark(example, encoder)
@@ -45,16 +44,25 @@ def annotate(examples: Iterable[Example], encoder: Encoder) -> Annotated:
             out.uncut += 1
             continue
         out.cuts += marked.count(MARKER)
-        answer = example.target.rsplit("####", 1)[-1].strip()
-        out.rows.append(
-            {
-                "question": example.prompt,
-                "reasoning_with_compression": marked,
-                "answer": answer,
-                "original_reasoning": example.target,
-            }
-        )
+        out.rows.append(row(example, marked))
     return out
+
+
+def readable(example: Example) -> bool:
+    """Whether a row can give the example back."""
+    plain = MARKER not in example.prompt + example.target and not example.context
+    return plain and final_number(example.target, marked=True) is not None
+
+
+def row(example: Example, marked: str) -> Row:
+    """What is written of an example whose solution, with markers, is `marked`."""
+    answer = example.target.rsplit("####", 1)[-1].strip()
+    return {
+        "question": example.prompt,
+        "reasoning_with_compression": marked,
+        "answer": answer,
+        "original_reasoning": example.target,
+    }
 
 
 def mark(example: Example, encoder: Encoder) -> str:

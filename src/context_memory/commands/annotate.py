@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from context_memory.encode import Encoder
+    from context_memory.endpoint import Job
+    from context_memory.text import Example
+
+KEY = "OPENAI_API_KEY"
 
 
 def annotate(
@@ -13,20 +23,34 @@ def annotate(
     out: Annotated[Path, typer.Option(help="The .jsonl or .json file to write.")] = Path("annotated.jsonl"),
     split: Annotated[str, typer.Option(help="Which examples: train, validation or test.")] = "train",
     recipe: Annotated[str | None, typer.Option(help="A YAML file of settings; overrides come after it.")] = None,
+    endpoint: Annotated[str, typer.Option(help="Base URL of an OpenAI-compatible endpoint that does it instead.")] = "",
+    model: Annotated[str, typer.Option(help="The model that the endpoint is asked for.")] = "",
+    api_key_env: Annotated[str, typer.Option(help=f"Environment variable that holds the key; {KEY} if not given.")] = "",
+    price_in: Annotated[float | None, typer.Option(min=0, help="Price of a million tokens that are sent.")] = None,
+    price_out: Annotated[float | None, typer.Option(min=0, help="Price of a million tokens that are written.")] = None,
+    rewrite: Annotated[bool, typer.Option("--rewrite", help="Let it write solutions of its own; the final answer must agree.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 4,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for a reply.")] = 120,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask the endpoint without asking you.")] = False,
 ) -> None:
-    """Write <COMP> into the solutions of a dataset where a boundary policy (rules, if none is named) ends a segment.
+    """Write <COMP> into the solutions of a dataset where a boundary policy (rules, if none is named) ends a segment, or where a
+    model behind --endpoint puts it.
 
     The file is read back by data=gsm8k data.path=FILE; a training on it compresses where the marks are.
     """
     from transformers import AutoTokenizer
 
-    from context_memory import annotate as marks
+    from context_memory.client import Settings
     from context_memory.compose import load
+    from context_memory.endpoint import Job
     from context_memory.errors import UserError
     from context_memory.fetch import get
 
     given = list(overrides or [])
-    if recipe is None and not any(o.startswith(("boundary=", "boundary.")) for o in given):
+    named = any(o.startswith(("boundary=", "boundary.")) for o in given)
+    if bool(endpoint) != bool(model) or (endpoint and named):
+        raise UserError("--endpoint and --model go together, and without boundary=: the model decides where a step ends.")
+    if recipe is None and not named:
         given.append("boundary=rules")
     config = load(given, recipe)
     if out.suffix not in (".json", ".jsonl"):
@@ -34,11 +58,54 @@ def annotate(
     if not out.parent.is_dir():
         raise UserError(f"--out={out}: there is no folder '{out.parent}'; make it first.")
     examples = config.training_examples() if split == "train" else config.examples(split, config.data["max_eval_samples"])
-    found = marks.annotate(examples, config.encoder(AutoTokenizer.from_pretrained(get(config.model.name))))
+    encoder = config.encoder(AutoTokenizer.from_pretrained(get(config.model.name)))
+    if not endpoint:
+        by_policy(examples, encoder, out, config.boundary["name"], split)
+        return
+    if (price_in is None) != (price_out is None):
+        raise UserError("--price-in and --price-out go together; say 0 for what costs nothing.")
+    if api_key_env and not os.environ.get(api_key_env):
+        raise UserError(f"--api-key-env={api_key_env}: there is no such environment variable, or it is empty; export it first.")
+    variable = api_key_env or KEY
+    settings = Settings(endpoint, model, os.environ.get(variable, "").strip(), variable, workers=workers, timeout=timeout)
+    prices = None if price_in is None or price_out is None else (price_in, price_out)
+    by_endpoint(Job(examples, settings, out, rewrite), encoder, prices, yes)
+
+
+def by_policy(examples: Sequence[Example], encoder: Encoder, out: Path, name: str, split: str) -> None:
+    """Where a boundary policy ends a segment."""
+    from context_memory import annotate as marks
+    from context_memory.errors import UserError
+
+    found = marks.annotate(examples, encoder)
     if not found.rows:
-        name, tried = config.boundary["name"], found.uncut + found.unsafe
+        tried = found.uncut + found.unsafe
         raise UserError(f"boundary={name} ends no segment in any of {tried} solutions of the {split} split; use another one.")
     marks.write(found.rows, out)
     print(f"{len(found.rows)} solutions, {found.cuts / len(found.rows):.1f} marks each: {out}")
     if found.uncut or found.unsafe:
         print(f"left out: {found.uncut} without a boundary, {found.unsafe} that could not be read back.")
+
+
+def by_endpoint(job: Job, encoder: Encoder, prices: tuple[float, float] | None, yes: bool) -> None:
+    """Where a model says, once it was said what that will cost."""
+    from context_memory.data.gsm8k import MARKER
+    from context_memory.errors import UserError
+
+    ask = job.estimate(encoder.ids)
+    cost = f", price {ask.price(*prices):,.4f}" if prices else ""
+    print(
+        f"{ask.requests} of {len(job.examples)} solutions to ask {job.settings.url} for: about {ask.tokens_in:,} tokens in, "
+        f"{ask.tokens_out:,} out{cost}; what has to be asked again comes on top.",
+        flush=True,
+    )
+    if ask.requests and not yes:
+        if not sys.stdin.isatty():
+            raise UserError("nobody is there to be asked whether to go on (no terminal); say --yes.")
+        typer.confirm("go on?", abort=True)
+    job.run()
+    rows = job.finish()
+    marks = sum(row["reasoning_with_compression"].count(MARKER) for row in rows)
+    print(f"{len(rows)} solutions, {marks / len(rows):.1f} marks each: {job.out}")
+    if left := job.reasons():
+        print(f"left out: {left}.")

@@ -56,6 +56,9 @@ def test_what_cannot_be_read_back_is_left_out_and_counted() -> None:
         "original_reasoning": plain.target,
     }
     assert mark(Example("", "a\n \n"), Encoder(WORDS, Newline())) == "a\n \n"
+    boxed = Example("How many?", "1 + 1 = 2\nIt is \\boxed{2}.", meta={"answer": 2.0})
+    found = annotate([boxed, Example("How many?", boxed.target, meta={"answer": 3.0})], Encoder(WORDS, Newline()))
+    assert (found.rows[0]["answer"], len(found.rows), found.unsafe) == ("2", 1, 1)
 
 
 def run(*arguments: object) -> int:

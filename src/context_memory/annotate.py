@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from context_memory.data._answers import final_number
+from context_memory.data._answers import digits, final_number, same
 from context_memory.data.gsm8k import MARKER, uncomp
 from context_memory.encode import Encoder
 from context_memory.report import write_text
@@ -27,7 +27,8 @@ class Annotated:
     rows: list[Row] = field(default_factory=list)
     cuts: int = 0
     unsafe: int = 0
-    """Examples that a row could not give back: the text holds the marker itself, there is a context, or no final `#### n`."""
+    """Examples that a row could not give back: the text holds the marker itself, there is a context, or no final number, or one
+    that is not the right answer."""
     uncut: int = 0
     """Examples in which no segment ends."""
 
@@ -37,7 +38,8 @@ def annotate(examples: Iterable[Example], encoder: Encoder) -> Annotated:
     out = Annotated()
     for example in examples:
         text = example.prompt + example.target
-        if MARKER in text or example.context or final_number(example.target, marked=True) is None:
+        gold = example.meta.get("answer", final_number(example.target, marked=True))
+        if MARKER in text or example.context or not same(final_number(example.target), gold):
             out.unsafe += 1
             continue
         marked = mark(example, encoder)
@@ -45,12 +47,11 @@ def annotate(examples: Iterable[Example], encoder: Encoder) -> Annotated:
             out.uncut += 1
             continue
         out.cuts += marked.count(MARKER)
-        answer = example.target.rsplit("####", 1)[-1].strip()
         out.rows.append(
             {
                 "question": example.prompt,
                 "reasoning_with_compression": marked,
-                "answer": answer,
+                "answer": digits(gold),
                 "original_reasoning": example.target,
             }
         )

@@ -171,7 +171,7 @@ def test_it_goes_on_where_it_was_killed(draw, tmp_path: Path, monkeypatch: pytes
 
 def test_what_cannot_be_given_back_or_kept_is_said(draw, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     for examples, message in (
-        ([Example("2+2?", "four", id="w")], "item 'w' has a context, or no number"),
+        ([Example("2+2?", "four", id="w")], "item 'w' has a context, or not one number"),
         ([], "no problems to sample from"),
         (EXAMPLES[4:], r"none of 3 answers can be kept: \d right, \d of them cut off \(generation.max_new_tokens=30\)"),
     ):

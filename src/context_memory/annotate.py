@@ -27,8 +27,8 @@ class Annotated:
     rows: list[Row] = field(default_factory=list)
     cuts: int = 0
     unsafe: int = 0
-    """Examples that a row could not give back: the text holds the marker itself, there is a context, or no final number, or one
-    that is not the right answer."""
+    """Examples that a row could not give back: the text holds the marker itself, there is a context, there are several problems, or
+    no final number, or one that is not the right answer."""
     uncut: int = 0
     """Examples in which no segment ends."""
 
@@ -39,7 +39,7 @@ def annotate(examples: Iterable[Example], encoder: Encoder) -> Annotated:
     for example in examples:
         text = example.prompt + example.target
         gold = example.meta.get("answer", final_number(example.target, marked=True))
-        if MARKER in text or example.context or not same(final_number(example.target), gold):
+        if MARKER in text or example.context or "parts" in example.meta or not same(final_number(example.target), gold):
             out.unsafe += 1
             continue
         marked = mark(example, encoder)

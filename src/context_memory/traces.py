@@ -119,7 +119,7 @@ def check(examples: Sequence[Example], decode: generate.Settings, out: Path, sam
         raise UserError("no problems to sample from; is --max-problems 0, or the split empty?")
     for e in examples:
         if e.context or not isinstance(e.meta.get("answer"), int | float):
-            raise UserError(f"item '{e.id}' has a context, or no number as its answer: a row could not give it back. Use other data.")
+            raise UserError(f"item '{e.id}' has a context, or not one number as its answer: a row could not give it back; use other data.")
 
 
 def _begun(partial: Path, settings: Mapping[str, Any]) -> list[Line]:

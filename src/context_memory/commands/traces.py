@@ -40,7 +40,7 @@ def traces(
     lm = rows.load_row(config)
     with report.bar() as progress:
         found = own.sample(
-            lm, config.encoder(lm.tokenizer), config.make("data"), examples, decode, out,
+            lm, config.encoder(lm.tokenizer), config.dataset(), examples, decode, out,
             samples=samples, batch_size=batch_size, progress=progress,
         )  # fmt: skip
     if found.cut_off or found.other_tokens or found.twice:

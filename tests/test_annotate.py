@@ -26,7 +26,7 @@ WORDS = toys.tokenizer()
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
 def test_a_file_that_is_read_back_cuts_where_the_policy_does(policy: Boundary, suffix: str, tmp_path: Path) -> None:
     encoder, told = Encoder(WORDS, policy), list(Tally().examples("train")[:40])
-    found = annotate(told, encoder)
+    found = annotate(told, encoder.cuts)
     assert (len(found.rows), found.unsafe, found.uncut) == (40, 0, 0)
     write(found.rows, tmp_path / f"a{suffix}")
     data = Gsm8k(path=str(tmp_path / f"a{suffix}"))
@@ -47,7 +47,7 @@ def test_a_file_that_is_read_back_cuts_where_the_policy_does(policy: Boundary, s
 def test_what_cannot_be_read_back_is_left_out_and_counted() -> None:
     plain = Example("How many?", "1 + 1 = 2\n2 + 2 = 4\n#### 4")
     unsafe = [Example("What is <COMP>?", plain.target), Example("So?", plain.target, context=("It is.",)), Example("Who?", "Bo.\nBo!")]
-    found = annotate([plain, *unsafe, Example("What?", "#### 4")], Encoder(WORDS, Newline()))
+    found = annotate([plain, *unsafe, Example("What?", "#### 4")], Encoder(WORDS, Newline()).cuts)
     assert (len(found.rows), found.unsafe, found.uncut, found.cuts) == (1, 3, 1, 2)
     assert found.rows[0] == {
         "question": "How many?",
@@ -55,7 +55,10 @@ def test_what_cannot_be_read_back_is_left_out_and_counted() -> None:
         "answer": "4",
         "original_reasoning": plain.target,
     }
-    assert mark(Example("", "a\n \n"), Encoder(WORDS, Newline())) == "a\n \n"
+    assert mark(Example("", "a\n \n"), (2,)) == "a\n \n"
+    boxed = Example("How many?", "1 + 1 = 2\nIt is \\boxed{2}.", meta={"answer": 2.0})
+    found = annotate([boxed, Example("How many?", boxed.target, meta={"answer": 3.0})], Encoder(WORDS, Newline()).cuts)
+    assert (found.rows[0]["answer"], len(found.rows), found.unsafe) == ("2", 1, 1)
 
 
 def run(*arguments: object) -> int:
@@ -76,7 +79,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert run("train", f"model={toy}", "data=gsm8k", "data.path=a.jsonl", "model.dtype=float32", *small, "--run_id", "marks") == 0
     capsys.readouterr()
     for more, message in (
-        (("boundary=turn",), "boundary=turn ends no segment in any of 30 solutions of the train split"),
+        (("boundary=turn",), "boundary=turn ends no segment in any of 30 solutions"),
         (("--out", "a.txt"), "must end in .jsonl or .json, got 'a.txt'"),
         (("--out", "none/a.json"), "there is no folder 'none'"),
         (("--split", "dev"), "tally has the splits"),

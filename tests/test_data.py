@@ -174,6 +174,21 @@ def test_gsm8k_annotations_become_cuts_and_wrong_ones_are_dropped(tmp_path: Path
     assert kept[0].cuts == (10, 21)
 
 
+def test_a_trace_is_read_to_the_letter_and_answer_gives_its_number(tmp_path: Path) -> None:
+    said = [" It is <<1+1=2>>2 <COMP>: \\boxed{2}\n\n", "#### Step 1\nThe answer is 2.", "1 + 1 = 2 apples."]
+    wrong = ["\\boxed{3}", "1 + 1 = 2 app", "2\n#### 3", ""]
+    rows = [{"question": f"{i}: 1 + 1?", "answer": "#### 2", "original_reasoning": text} for i, text in enumerate([*said, *wrong])]
+    rows += [rows[0] | {"question": "7: 1 + 1?", "answer": "2"}]
+    data = Gsm8k(path=str(write(tmp_path / "traces.jsonl", rows)))
+    kept = {e.prompt: e for split in SPLITS for e in data.examples(split)}
+    assert [kept[f"{i}: 1 + 1?"].target for i in (0, 1, 2, 7)] == [*said, said[0]]
+    assert sum(data.dropped(split) for split in SPLITS) == 4 and len(kept) == 4
+    assert all(e.meta["answer"] == 2 and not e.cuts for e in kept.values())
+    both = rows[0] | {"reasoning_with_compression": "1 + 1<COMP> = 2\n#### 2"}  # the seed family's: its own words come second
+    (example,) = (e for split in SPLITS for e in Gsm8k(path=str(write(tmp_path / "both.jsonl", [both]))).examples(split))
+    assert (example.target, example.cuts) == ("1 + 1 = 2\n#### 2", (5,))
+
+
 def test_a_marker_is_a_marker_in_annotated_rows_only(tmp_path: Path) -> None:
     rows = [{"question": f"{i}: what does <COMP> mean?", "answer": "<COMP> is text.\n#### 1"} for i in range(20)]
     example = Gsm8k(path=str(write(tmp_path / "plain.jsonl", rows))).examples("train")[0]

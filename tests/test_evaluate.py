@@ -247,8 +247,8 @@ def test_resume_keeps_what_is_done(run, tmp_path: Path, monkeypatch: pytest.Monk
         run("nothing")
     partial = tmp_path / "out" / records.PARTIAL
     assert len(partial.read_text().splitlines()) == 6 and not (tmp_path / "out" / records.METRICS).exists()
-    with partial.open("a") as out:
-        out.write('{"id": "echo/6", "prom')  # cut off while it was written
+    with partial.open("ab") as out:
+        out.write(b'{"id": "echo/6", "prompt": "\xe2')  # cut off within a character
     again, _ = run("nothing")
     assert asked == [3, 3, 1] and not partial.exists()
     assert again.scores == whole.scores and again.nll.mean == pytest.approx(whole.nll.mean)

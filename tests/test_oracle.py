@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
 
 import toys
 from context_memory.boundaries.every import Every
+from context_memory.cli import main
 from context_memory.encode import Encoder
 from context_memory.errors import InputError
 from context_memory.evaluate import likelihoods
@@ -74,3 +77,20 @@ def test_segments_have_the_length_that_is_aimed_at() -> None:
     assert Oracle(length=4).cuts(lm, encoder_for(lm.base.config.vocab_size, n=200), EXAMPLE) == ()
     with pytest.raises(InputError, match="length <= longest"):
         Oracle(length=30, longest=20)
+
+
+def test_the_command_writes_what_is_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = toys.folder(tmp_path / "model")
+    _, adapter = toys.adapters(tmp_path, model)
+    given = [f"model={model}", "data=tally", "data.max_steps=3", "data.max_train_samples=3"]
+    out = tmp_path / "marked.jsonl"
+    with pytest.raises(SystemExit) as end:
+        main(["annotate", *given, "--oracle", "24", "--adapter", str(adapter), "--out", str(out), "boundary=every", "boundary.n=12"])
+    assert not end.value.code
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 3 and all("<COMP>" in row["reasoning_with_compression"] for row in rows)
+    assert all(row["reasoning_with_compression"].replace("<COMP>", "") == row["original_reasoning"] for row in rows)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(["annotate", *given, "--oracle", "24", "--out", str(out)])
+    assert end.value.code == 2 and "--adapter" in capsys.readouterr().err

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from context_memory.data._answers import final_number
+from context_memory.data._answers import digits, final_number, same
 from context_memory.data.gsm8k import MARKER, uncomp
-from context_memory.encode import Encoder
 from context_memory.report import write_text
 from context_memory.text import Example
 
@@ -27,19 +26,24 @@ class Annotated:
     rows: list[Row] = field(default_factory=list)
     cuts: int = 0
     unsafe: int = 0
-    """Examples that a row could not give back: the text holds the marker itself, there is a context, or no final `#### n`."""
+    """Examples that a row could not give back: the text holds the marker itself, there is a context, there are several problems, or
+    no final number, or one that is not the right answer."""
     uncut: int = 0
     """Examples in which no segment ends."""
 
 
-def annotate(examples: Iterable[Example], encoder: Encoder) -> Annotated:
-    """Mark every place where `encoder.boundary` ends a segment of the target, up to the last one that has text behind it."""
+def annotate(examples: Iterable[Example], places: Callable[[Example], Sequence[int]]) -> Annotated:
+    """Mark the places of every example (offsets in the target, in characters) that have text on both sides.
+
+    Args:
+        places: as `Encoder.cuts`, where a policy ends a segment, or `Oracle.cuts`.
+    """
     out = Annotated()
     for example in examples:
         if not readable(example):
             out.unsafe += 1
             continue
-        marked = mark(example, encoder)
+        marked = mark(example, places(example))
         if MARKER not in marked:
             out.uncut += 1
             continue
@@ -50,24 +54,30 @@ def annotate(examples: Iterable[Example], encoder: Encoder) -> Annotated:
 
 def readable(example: Example) -> bool:
     """Whether a row can give the example back."""
-    plain = MARKER not in example.prompt + example.target and not example.context
-    return plain and final_number(example.target, marked=True) is not None
+    plain = MARKER not in example.prompt + example.target and not example.context and "parts" not in example.meta
+    return plain and same(final_number(example.target), gold(example))
+
+
+def gold(example: Example) -> float | None:
+    """The right answer, as far as it is known."""
+    return example.meta.get("answer", final_number(example.target, marked=True))
 
 
 def row(example: Example, marked: str) -> Row:
     """What is written of an example whose solution, with markers, is `marked`."""
-    answer = example.target.rsplit("####", 1)[-1].strip()
+    right = gold(example)
+    assert right is not None, "not a readable example"
     return {
         "question": example.prompt,
         "reasoning_with_compression": marked,
-        "answer": answer,
+        "answer": digits(right),
         "original_reasoning": example.target,
     }
 
 
-def mark(example: Example, encoder: Encoder) -> str:
-    """The target with a marker wherever the policy ends a segment that has text on both sides."""
-    return insert(example.target, uncomp(insert(example.target, encoder.cuts(example)))[1])
+def mark(example: Example, places: Sequence[int]) -> str:
+    """The target with a marker at every place that has text on both sides."""
+    return insert(example.target, uncomp(insert(example.target, places))[1])
 
 
 def insert(text: str, cuts: Sequence[int]) -> str:

@@ -1,8 +1,9 @@
 """The mask in the form that each attention implementation takes, and what is done around the stock attention function.
 
-Seam: transformers 5.23, `AttentionInterface.register` and `AttentionMaskInterface.register`. Our function calls the stock one. Before that it
-overwrites keys and values at slot columns (mixing schemes), and spreads out the queries of rows of different lengths: all other layers
-run the real tokens alone, side by side, so that a row pays nothing for the comp tokens of another. With neither it *is* the stock one.
+Seam: transformers 5.23, `AttentionInterface.register` and `AttentionMaskInterface.register`. Our function calls the stock one. Before
+that it overwrites keys and values at slot columns (mixing schemes), and spreads out the queries of rows of different lengths: all
+other layers run the real tokens alone, side by side, so that a row pays nothing for the comp tokens of another. With neither to do it
+*is* the stock one.
 A boolean mask is right for sdpa alone: eager *adds* what it gets, flex_attention wants a BlockMask, and
 flash_attention_2 takes no such mask at all.
 """

@@ -36,6 +36,7 @@ AT_LEAST: dict[str, float] = {
     "training.save_steps": 1, "training.log_steps": 1, "training.lr": 0, "training.warmup": 0, "training.patience": 0,
     "training.eval_samples": 0, "training.epochs": 0, "generation.max_new_tokens": 1, "evaluation.batch_size": 1,
     "data.train_ratio": 0, "data.max_train_samples": 1, "data.max_eval_samples": 0,
+    "data.problems": 1,
 }  # fmt: skip
 
 

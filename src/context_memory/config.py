@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from context_memory import plugins
+from context_memory.data.base import Dataset
 from context_memory.encode import Encoder
 from context_memory.errors import UserError
 from context_memory.models import EMBEDDED
+from context_memory.series import Series
 from context_memory.text import Example
 
 FOLDERS = {"data": "data", "scheme": "schemes", "boundary": "boundaries", "pins": "pins"}
@@ -122,6 +124,8 @@ class DataExtras:
     """Share of the training examples that is used."""
     max_train_samples: int | None = None
     max_eval_samples: int | None = None
+    problems: int = 1
+    """So many consecutive problems in one sequence; the limits above count sequences."""
 
 
 @dataclass
@@ -177,6 +181,12 @@ class Config:
         """How texts become segments: boundary, pins, roles and what is done with the question."""
         return Encoder(tokenizer, self.make("boundary"), self.make("pins"), chat=self.model.chat, prompt=self.model.prompt)
 
+    def dataset(self) -> Dataset:
+        """Where examples come from and who scores them: the chosen plug-in, `data.problems` of its problems in one."""
+        single: Dataset = self.make("data")
+        problems = self.data.get("problems", 1)
+        return single if problems == 1 else Series(single, problems)
+
     def examples(self, split: str, *limits: int | None, ratio: float = 1.0) -> Sequence[Example]:
         """The first examples of a split: that share of them, and no more than any of the limits.
 
@@ -184,7 +194,7 @@ class Config:
             UserError: the dataset has no such split, or something is wrong with its source.
         """
         try:
-            found = self.make("data").examples(split)
+            found = self.dataset().examples(split)
         except (ValueError, ImportError, OSError) as e:
             raise UserError(f"data={self.data['name']}: {e}") from e
         return found[: min([max(1, int(len(found) * ratio)), *(n for n in limits if n is not None)])]

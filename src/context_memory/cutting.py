@@ -7,7 +7,9 @@ depend on earlier cuts alone, so each round settles at least one more cut, and w
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -37,6 +39,12 @@ def segments(lm: CompressedLM, encoder: Encoder, example: Example, streamed: boo
         if again == found or not streamed:
             return again
         found = again
+
+
+def cuts(lm: CompressedLM, encoder: Encoder, example: Example) -> tuple[int, ...]:
+    """Where a stream would end segments of the target, as `Example.cuts`."""
+    found = segments(lm, encoder, replace(example, cuts=()))
+    return encoder.offsets(example, list(itertools.accumulate(len(s.ids) for s in found if s.target and s.compress)))
 
 
 @torch.inference_mode()

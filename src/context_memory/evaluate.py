@@ -90,7 +90,7 @@ def evaluate(
         batch = [items[i] for i in order[start : start + settings.batch_size]]
         if all(item.example.id in done for item in batch):
             continue
-        with _fits(settings), profiled(profile, store.folder, DECODING) as step:
+        with fits(settings.batch_size, "evaluation.batch_size"), profiled(profile, store.folder, DECODING) as step:
             lines = _run(lm, encoder, dataset, batch, settings, start, _Ticker(progress, task, len(done), batch), step)
         profile = False
         store.add(lines)
@@ -200,14 +200,15 @@ def _must_fire(scheme: Scheme, items: Sequence[_Item], lines: Sequence[Predictio
 
 
 @contextmanager
-def _fits(settings: Settings) -> Iterator[None]:
+def fits(batch_size: int, setting: str) -> Iterator[None]:
+    """Where memory runs out, a UserError that says which setting to lower."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
         if not isinstance(e, (torch.OutOfMemoryError, MemoryError)) and "allocate memory" not in str(e):  # torch's word on a CPU
             raise
-        what = f"a batch of {settings.batch_size} does not fit this device"
-        raise UserError(f"{what}; lower evaluation.batch_size. ({str(e).splitlines()[0]})") from e
+        why = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise UserError(f"a batch of {batch_size} does not fit this device; lower {setting}. ({why})") from e
 
 
 def describe(lm: CompressedLM, encoder: Encoder, settings: Settings) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Job:
 
     def left_out(self) -> list[str]:
         """What is not trained on, and why, as far as it is known by now."""
-        left, wrong = self.schedule.rows.left, self.config.make("data").dropped("train")
+        left, wrong = self.schedule.rows.left, self.config.dataset().dropped("train")
         counts = {
             "rows with a wrong final answer dropped": wrong,
             "examples longer than training.max_tokens left out so far": left.too_long,

@@ -1,7 +1,8 @@
 """What a set of answers comes to: means with 95 % intervals, and paired comparisons on the same items. Pure functions, no model.
 
 Two rows of a table answer the same items, so their difference is far better known than either of them: `versus` pairs item
-by item (McNemar's exact test for right and wrong). Every number of a table is computed here from `predictions.jsonl` alone.
+by item (McNemar's exact test for right and wrong; the mean difference where an item can be partly right). Every number of a table is
+computed here from `predictions.jsonl` alone.
 """
 
 from __future__ import annotations
@@ -100,10 +101,10 @@ class Versus:
     difference: Estimate | None
     """Of the share that is correct."""
     p: float | None
-    """McNemar, exact, two-sided."""
+    """McNemar, exact, two-sided; None where an item can be partly right, which it does not know."""
     gained: int
     lost: int
-    """Items that only this row, and only `full`, answered right."""
+    """Items that this row, and that `full`, answered better than the other."""
     kv_ratio: float | None
     """Mean per-answer peak of reasoning entries over `full`'s."""
     kv_ratio_whole: float | None
@@ -165,13 +166,14 @@ def versus(row: Sequence[Prediction], full: Sequence[Prediction], nothing: Seque
     said = [(a, b) for a, b in pairs if a.answer is not None and b.answer is not None]
     gained = sum(a.scores["correct"] > b.scores["correct"] for a, b in said)
     lost = sum(a.scores["correct"] < b.scores["correct"] for a, b in said)
+    partly = any(p.scores["correct"] not in (0, 1) for pair in said for p in pair)
     lower = {p.key: p for p in nothing}
     forced = [(a, b, a.nll, b.nll) for a, b in pairs if a.nll is not None and b.nll is not None]  # one target: equally many tokens
     gap = [(c.nll - mine, c.nll - best) for a, _, mine, best in forced if (c := lower.get(a.key)) is not None and c.nll is not None]
     return Versus(
         n=len(pairs),
-        difference=paired_difference(gained, lost, len(said)) if said else None,
-        p=mcnemar(gained, lost) if said else None,
+        difference=_difference(said) if partly else paired_difference(gained, lost, len(said)) if said else None,
+        p=mcnemar(gained, lost) if said and not partly else None,
         gained=gained,
         lost=lost,
         kv_ratio=_ratio([(a.peak_reasoning_kv, b.peak_reasoning_kv) for a, b in said]),
@@ -179,6 +181,12 @@ def versus(row: Sequence[Prediction], full: Sequence[Prediction], nothing: Seque
         nll_difference=ratio([mine - best for *_, mine, best in forced], [a.nll_tokens for a, *_ in forced]) if forced else None,
         gap_closed=ratio(*zip(*gap, strict=True)) if sum(whole for _, whole in gap) else None,
     )
+
+
+def _difference(said: Sequence[tuple[Prediction, Prediction]]) -> Estimate:
+    """Mean paired difference of scores that may lie between 0 and 1."""
+    e = mean([a.scores["correct"] - b.scores["correct"] for a, b in said])
+    return Estimate(e.mean, max(-1.0, e.low), min(1.0, e.high), e.n)
 
 
 def plain(value: Any) -> Any:

@@ -139,9 +139,9 @@ class CompressedLM(nn.Module):
         embedded = self.family.embed(self.base, plan.ids)
         if has_comp := bool(t.comp.any()):
             embedded = self.comp(embedded, plan)
-        mask, position_ids = self._mask(plan, keys, cache, embedded.dtype)
-        extra: dict[str, Any] = {}
         comp, lanes = t.comp, self._lanes(plan, cache)
+        mask, position_ids = self._mask(plan, keys, cache, embedded.dtype, explicit=lanes is not None)
+        extra: dict[str, Any] = {}
         if lanes is not None:
             extra["lanes"] = lanes
             embedded, position_ids, comp = lanes.gather(embedded), lanes.gather(t.position), lanes.gather(comp)
@@ -165,8 +165,11 @@ class CompressedLM(nn.Module):
         real = plan.tokens.kind != PAD
         return None if bool(real.all()) else attention.Lanes.of(real)
 
-    def _mask(self, plan: Plan, keys: Tokens, cache: Cache | None, dtype: torch.dtype) -> tuple[Any, Tensor | None]:
-        """The mask in the form that the implementation takes, or None where plain causal attention is what is wanted."""
+    def _mask(
+        self, plan: Plan, keys: Tokens, cache: Cache | None, dtype: torch.dtype, explicit: bool = False
+    ) -> tuple[Any, Tensor | None]:
+        """The mask in the form that the implementation takes, or None where plain causal attention is what is wanted (and `explicit`
+        does not ask for a mask all the same)."""
         t = plan.tokens
         implementation = attention.implementation_of(self.base)
         q, k = t.map(lambda x: x[:, :, None]), keys.map(lambda x: x[:, None, :])
@@ -177,7 +180,7 @@ class CompressedLM(nn.Module):
         n, used = plan.shape[1], keys.kind.shape[1]
         # torch 2.13 makes no C++ of flex_attention without a block mask once the length of the keys varies.
         alone = n == 1 and not (implementation == "flex_attention" and mask.device.type == "cpu")
-        if cache is not None and not windowed and (alone or implementation == "flash_attention_2"):
+        if cache is not None and not windowed and not explicit and (alone or implementation == "flash_attention_2"):
             causal = torch.ones(n, used, dtype=torch.bool, device=mask.device).tril(used - n)
             if bool((mask == causal).all()):
                 return None, t.position

@@ -1,8 +1,8 @@
 """Where compressing costs least, measured with the adapter itself: how much less likely the rest of a solution becomes.
 
-No teacher is asked. For every place at which a policy would let a segment end, the solution is run with that boundary alone; the rise of the
-negative log-likelihood of what follows is what the boundary costs. As many of the cheapest are taken as give segments of
-a wanted mean length, none longer than `longest` (a shortest path). Costs are measured one boundary at a time: that they add up is an
+No teacher is asked. For every place at which a policy would let a segment end, the solution is run with that boundary alone; the
+rise of the negative log-likelihood of what follows is what the boundary costs. As many of the cheapest are taken as give segments of a
+wanted mean length, none longer than `longest` (a shortest path). Costs are measured one boundary at a time: that they add up is an
 approximation.
 """
 

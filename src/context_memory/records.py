@@ -96,13 +96,8 @@ class Store:
         return lines
 
     def add(self, lines: Sequence[Prediction]) -> None:
-        """Append, and push it to the disk."""
-        path = self.folder / PARTIAL
-        torn = path.is_file() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
-        with path.open("a", encoding="utf-8") as out:
-            out.write("\n" * torn + "".join(_line(p) for p in lines))
-            out.flush()
-            os.fsync(out.fileno())
+        """Append to the partial file."""
+        append(self.folder / PARTIAL, "".join(_line(p) for p in lines))
 
     def finish(self, lines: Sequence[Prediction], metrics: Metrics, notes: Mapping[str, Any]) -> None:
         """All lines in their order, and what they come to."""
@@ -113,16 +108,35 @@ class Store:
         write_json(self.folder / METRICS, {**notes, **plain(metrics), "settings": self.settings})
 
 
-def read_lines(path: Path) -> list[Prediction]:
-    """The whole lines of a file; none if there is no file."""
-    if not path.is_file():
-        return []
-    out: list[Prediction] = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+def append(path: Path, text: str) -> None:
+    """Append whole lines, behind one that was cut off, and push them to the disk."""
+    torn = path.is_file() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
+    with path.open("a", encoding="utf-8") as out:
+        out.write("\n" * torn + text)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file; what was cut off while it was written is left out. None if there is no file."""
+    out: list[dict[str, Any]] = []
+    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
         try:
-            out.append(Prediction.of(json.loads(text)))
-        except (ValueError, TypeError):
-            continue  # cut off while it was written
+            found = json.loads(line)
+        except ValueError:  # half a line, perhaps half a character
+            continue
+        out += [found] if isinstance(found, dict) else []
+    return out
+
+
+def read_lines(path: Path) -> list[Prediction]:
+    """The whole lines of a file of predictions."""
+    out: list[Prediction] = []
+    for line in whole_lines(path):
+        try:
+            out.append(Prediction.of(line))
+        except TypeError:
+            continue
     return out
 
 

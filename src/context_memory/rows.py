@@ -144,7 +144,7 @@ def run(
     """Evaluate every row on the data of the first one; each has its folder under `folder`."""
     first = rows[0].config
     e = first.evaluation
-    examples, dataset = list(first.examples(e.split, e.max_samples, first.data.get("max_eval_samples"))), first.make("data")
+    examples, dataset = list(first.examples(e.split, e.max_samples, first.data.get("max_eval_samples"))), first.dataset()
     out: list[Record] = []
     for row in rows:
         c, g = row.config, first.generation

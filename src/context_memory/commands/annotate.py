@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from context_memory.config import Config
     from context_memory.encode import Encoder
     from context_memory.endpoint import Job
     from context_memory.text import Example
@@ -23,6 +24,10 @@ def annotate(
     out: Annotated[Path, typer.Option(help="The .jsonl or .json file to write.")] = Path("annotated.jsonl"),
     split: Annotated[str, typer.Option(help="Which examples: train, validation or test.")] = "train",
     recipe: Annotated[str | None, typer.Option(help="A YAML file of settings; overrides come after it.")] = None,
+    oracle: Annotated[
+        float | None, typer.Option(min=1, help="Put this many tokens into a segment on average, where compressing costs least.")
+    ] = None,
+    adapter: Annotated[Path | None, typer.Option(help="The compression adapter that --oracle (or boundary=classifier) asks.")] = None,
     endpoint: Annotated[str, typer.Option(help="Base URL of an OpenAI-compatible endpoint that does it instead.")] = "",
     model: Annotated[str, typer.Option(help="The model that the endpoint is asked for.")] = "",
     api_key_env: Annotated[str, typer.Option(help=f"Environment variable that holds the key; {KEY} if not given.")] = "",
@@ -33,8 +38,9 @@ def annotate(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for a reply.")] = 120,
     yes: Annotated[bool, typer.Option("--yes", help="Ask the endpoint without asking you.")] = False,
 ) -> None:
-    """Write <COMP> into the solutions of a dataset where a boundary policy (rules, if none is named) ends a segment, or where a
-    model behind --endpoint puts it.
+    """Write <COMP> into the solutions of a dataset: where a boundary policy (rules, if none is named) ends a segment; where
+    compressing costs least, as the adapter itself measures it (--oracle; boundary= says which places it may choose from, every fourth
+    token if none is named); or where a model behind --endpoint puts it.
 
     The file is read back by data=gsm8k data.path=FILE; a training on it compresses where the marks are.
     """
@@ -45,22 +51,28 @@ def annotate(
     from context_memory.endpoint import Job
     from context_memory.errors import UserError
     from context_memory.fetch import get
+    from context_memory.rows import configure
 
     given = list(overrides or [])
     named = any(o.startswith(("boundary=", "boundary.")) for o in given)
     if bool(endpoint) != bool(model) or (endpoint and named):
         raise UserError("--endpoint and --model go together, and without boundary=: the model decides where a step ends.")
+    if oracle is not None and (adapter is None or endpoint):
+        raise UserError("--oracle measures with a compression adapter and asks nobody else: give --adapter, and no --endpoint.")
     if recipe is None and not named:
-        given.append("boundary=rules")
-    config = load(given, recipe)
+        given += ["boundary=rules"] if oracle is None else ["boundary=every", "boundary.n=4"]
+    config = configure(given, recipe, adapter) if adapter else load(given, recipe)
     if out.suffix not in (".json", ".jsonl"):
         raise UserError(f"--out must end in .jsonl or .json, got '{out}'.")
     if not out.parent.is_dir():
         raise UserError(f"--out={out}: there is no folder '{out.parent}'; make it first.")
     examples = config.training_examples() if split == "train" else config.examples(split, config.data["max_eval_samples"])
+    if adapter:
+        by_adapter(config, examples, oracle, out)
+        return
     encoder = config.encoder(AutoTokenizer.from_pretrained(get(config.model.name)))
     if not endpoint:
-        by_policy(examples, encoder, out, config.boundary["name"], split)
+        by_policy(examples, encoder.cuts, out, f"boundary={config.boundary['name']} ends no segment")
         return
     if (price_in is None) != (price_out is None):
         raise UserError("--price-in and --price-out go together; say 0 for what costs nothing.")
@@ -72,15 +84,32 @@ def annotate(
     by_endpoint(Job(examples, settings, out, rewrite), encoder, prices, yes)
 
 
-def by_policy(examples: Sequence[Example], encoder: Encoder, out: Path, name: str, split: str) -> None:
+def by_adapter(config: Config, examples: Sequence[Example], length: float | None, out: Path) -> None:
+    """Where the model with its adapter says: as the oracle measures, or as a policy reads off its hidden states."""
+    from context_memory import cutting, report, rows
+    from context_memory.oracle import Oracle
+
+    lm = rows.load_row(config)
+    encoder = config.encoder(lm.tokenizer)
+    with report.bar() as progress:
+        task = progress.add_task("solutions", total=len(examples), speed="")
+
+        def places(example: Example) -> Sequence[int]:
+            found = cutting.cuts(lm, encoder, example) if length is None else Oracle(length).cuts(lm, encoder, example)
+            progress.update(task, advance=1)
+            return found
+
+        by_policy(examples, places, out, f"boundary={config.boundary['name']} offers no place")
+
+
+def by_policy(examples: Sequence[Example], places: Callable[[Example], Sequence[int]], out: Path, otherwise: str) -> None:
     """Where a boundary policy ends a segment."""
     from context_memory import annotate as marks
     from context_memory.errors import UserError
 
-    found = marks.annotate(examples, encoder)
+    found = marks.annotate(examples, places)
     if not found.rows:
-        tried = found.uncut + found.unsafe
-        raise UserError(f"boundary={name} ends no segment in any of {tried} solutions of the {split} split; use another one.")
+        raise UserError(f"{otherwise} in any of {found.uncut + found.unsafe} solutions; use another one.")
     marks.write(found.rows, out)
     print(f"{len(found.rows)} solutions, {found.cuts / len(found.rows):.1f} marks each: {out}")
     if found.uncut or found.unsafe:

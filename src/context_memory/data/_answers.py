@@ -40,6 +40,15 @@ def final_number(answer: str, marked: bool = False) -> float | None:
     return found[-1]
 
 
+def digits(number: float) -> str:
+    """The number as `numbers` reads it.
+
+    >>> digits(1200.0), digits(-0.5), digits(10.0**16)
+    ('1200', '-0.5', '10000000000000000')
+    """
+    return f"{number:.6f}".rstrip("0").rstrip(".")
+
+
 def same(a: float | None, b: float | None) -> bool:
     """Equal numbers; None, an answer that is not there, equals nothing."""
     return a is not None and b is not None and abs(a - b) < 1e-6

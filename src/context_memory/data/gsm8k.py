@@ -2,8 +2,10 @@
 
 Cobbe et al. 2021, arXiv:2110.14168 (MIT). Plain rows {question, answer} lose their calculator marks `<<48/2=24>>`. Annotated rows
 {question, reasoning_with_compression, answer} have `<COMP>` where an annotator would compress: there the marker becomes a cut
-(`Example.cuts`) and leaves the text. Annotators are models and get a tenth of the problems wrong; rows whose `####` does not
-agree with `answer` are dropped and counted, since to train on them teaches mistakes.
+(`Example.cuts`) and leaves the text. Annotators are models and get a tenth of the problems wrong. Traces {question, answer,
+original_reasoning} are what a model wrote itself: the target is `original_reasoning` to the letter, however it says its answer
+(`traces.py` writes them). In both, `answer` gives the right number, and rows whose text ends in another one are dropped and
+counted, since to train on them teaches mistakes.
 """
 
 from __future__ import annotations
@@ -84,23 +86,24 @@ def uncomp(text: str) -> tuple[str, tuple[int, ...]]:
 
 
 def example(row: Row, id: str) -> Example | None:
-    """The row as an example; None where an annotator's answer is wrong."""
+    """The row as an example; None where the answer of an annotator or a trace is wrong."""
     where, fields = row
     needed = ("question", "answer")
     if not isinstance(fields, Mapping) or not all(isinstance(fields.get(name), str) and fields[name].strip() for name in needed):
         got = ", ".join(fields) if isinstance(fields, Mapping) else type(fields).__name__
         raise ValueError(
-            f"{where}: needs texts 'question' and 'answer' (or 'reasoning_with_compression' besides), got {got or 'nothing'}."
+            f"{where}: needs texts 'question' and 'answer' (besides, 'reasoning_with_compression' or 'original_reasoning'), "
+            f"got {got or 'nothing'}."
         )
     question, answer = fields["question"].strip(), fields["answer"].strip()
-    annotated = fields.get("reasoning_with_compression")
-    gold = final_number(answer, marked=not annotated)
+    annotated, own = fields.get("reasoning_with_compression"), fields.get("original_reasoning")
+    gold = final_number(answer, marked=not (annotated or own))
     if gold is None:
         raise ValueError(f"{where}: no final number in 'answer' ({answer[-40:]!r}); end it with '#### 72'.")
-    if annotated is None:
+    if annotated is None and own is None:
         return Example(question, CALCULATOR.sub("", answer), id=id, meta={"answer": gold})
-    target, cuts = uncomp(annotated)
-    right = same(final_number(target, marked=True), gold)
+    target, cuts = (str(own), ()) if annotated is None else uncomp(annotated)
+    right = same(final_number(target), gold)
     return Example(question, target, cuts=cuts, id=id, meta={"answer": gold}) if right else None
 
 
@@ -187,7 +190,7 @@ class Gsm8k(Dataset):
         return load(self.source(), split)[0]
 
     def dropped(self, split: str) -> int:
-        """How many annotated rows of `split` were left out because their final answer is wrong."""
+        """How many annotated rows and traces of `split` were left out because their final answer is wrong."""
         self.examples(split)
         return load(self.source(), split)[1]
 

@@ -10,7 +10,7 @@ from context_memory.boundaries.base import Boundary, Step
 from context_memory.encode import Encoder
 from context_memory.generate import Settings, generate
 from context_memory.pins.base import Piece, Pin
-from context_memory.plan import layout
+from context_memory.plan import RAW, Column, build, layout
 from context_memory.testing import tiny_lm, tiny_lms
 from context_memory.text import Segment
 
@@ -78,6 +78,23 @@ def test_batch_equals_alone_and_one_pass(family: str, scheme, positions: str) ->
         chosen = logits[len(prompt[0].ids) - 1 :].argmax(-1).tolist()
         said = out.ids + [63] * (out.reason == "eos")
         assert chosen == said[: len(chosen)]
+
+
+@pytest.mark.parametrize("scheme", ["full", "concat"])
+def test_rows_that_have_ended_are_left_out(scheme: str) -> None:
+    """One token of three rows that hold equally much, one of them idle: neither mask nor cache may lose track of whose it is."""
+    lm = tiny_lm("llama", plugins.make("schemes", scheme))  # type: ignore[arg-type]
+    texts = [Segment((5, 9, 3), compress=False), Segment((7, 7, 1), compress=False), Segment((2, 8, 4), compress=False)]
+    memory = lm.memory(rows=3)
+    memory.run([[t] for t in texts])
+    token: Column = (RAW, 0, True, False, 3, 11, 0)
+    hidden = memory.advance(build([[token], [], [token]]), [4, 3, 4])
+    for row in (0, 2):
+        alone = lm.memory()
+        alone.run([[texts[row]]])
+        expected = alone.advance(build([[token]]), [4])
+        assert torch.allclose(hidden[row, 0], expected[0, 0], atol=1e-12, rtol=0)
+    assert memory.length == [4, 3, 4] and not torch.allclose(hidden[0, 0], hidden[2, 0])
 
 
 def test_control_a_boundary_elsewhere_changes_the_answer() -> None:

@@ -59,7 +59,8 @@ class Reference:
         self.windows = [window if t == "sliding_attention" else None for t in types] if types else [window] * lm.n_layers
         self.pins: list[Entry] = []
         self.open: list[Entry] = []
-        """Tokens that were read since the last boundary and are not pinned."""
+        """Tokens that were read since the last boundary (with scheme=window, ever) and are not pinned."""
+        self.reach: int | None = lm.scheme.size if lm.scheme.name == "window" else None
         self.h: list[States] = []
         """The comp keys and values of every compression so far, n_comp columns each."""
         self.clock = 0
@@ -101,13 +102,15 @@ class Reference:
         if comp:
             layers = zip(*(c.states for c in comp))
             self.h.append([(torch.cat([k for k, _ in layer], 2), torch.cat([v for _, v in layer], 2)) for layer in layers])
-        self.open, self.pins = [], [Entry(pin.states) for pin in self.pins]
+        self.pins = [Entry(pin.states) for pin in self.pins]
+        self.open = self.open if self.reach else []
         self.clock += len(comp) if self.lm.positions == "base" else 0
 
     def _token(self, model, embedded, position, reads, near=None, beside=()):  # type: ignore[no-untyped-def]
         """One token after pins, memory (if it reads it), the open segment and `beside`: (logits, its own keys and values)."""
         cache = DynamicCache()
-        seen = [*self.pins, *(self.memory() if reads else []), *self.open, *beside]
+        read = [e for e in self.open if not self.reach or position - e.near < self.reach]  # type: ignore[operator]
+        seen = [*self.pins, *(self.memory() if reads else []), *read, *beside]
         for i, window in enumerate(self.windows):
             for entry in seen:
                 if window is None or near is None or entry.near is None or near - entry.near < window:

@@ -82,6 +82,30 @@ def test_a_sweep_has_a_row_for_every_combination(ccm: Ccm, toy: Path, adapters: 
         assert (code, message in err) == (2, True), err
 
 
+def test_schemes_without_comp_tokens_leave_the_adapter_aside(ccm: Ccm, toy: Path, adapters: tuple[Path, Path], tmp_path: Path) -> None:
+    """They run the model that the adapter was trained on; a scheme without a mask has no likelihood, and its cell stays empty."""
+    few = (f"model={toy}", "model.dtype=float32", "evaluation.max_samples=2", "generation.max_new_tokens=24", "--alone")
+    code, _, err = ccm("evaluate", "--adapter", adapters[1], *few, "--sweep", "scheme=concat,window,key_norm", "--out", "all")
+    assert code == 0, err
+    rows = {r.settings["scheme"]["name"]: r for r in records.gather([tmp_path / "all"])}
+    assert len({r.settings["task"] for r in rows.values()} - {None}) == 1
+    assert [rows[n].settings["adapter"] is None for n in ("concat", "window", "key_norm")] == [False, True, True]
+    assert [rows[n].lines[0].nll is None for n in ("concat", "window", "key_norm")] == [False, False, True]
+    assert all(r.lines[0].compressions for r in rows.values())
+
+    code, _, err = ccm("evaluate", f"model.adapter={adapters[0]}", *few, "scheme=window", "boundary=every", "boundary.n=8", "--out", "task")
+    assert code == 0, err
+    code, _, err = ccm("evaluate", *few, "scheme=key_norm", "data=tally", "evaluation.generate=false", "--out", "none")
+    assert code == 2 and "'key_norm' chooses by the keys and has no likelihood" in err
+    sized = ("data=tally", "boundary=every", "boundary.n=8", "--out", "large")
+    code, _, err = ccm("evaluate", *few, "scheme=key_norm", "scheme.size=4000", *sized)
+    assert code == 2 and "hides no token of any of the 2 targets" in err
+    code, _, err = ccm("train", *few[:2], "scheme=key_norm", "data=tally")
+    assert code == 2 and "'key_norm' trains nothing" in err
+    code, _, err = ccm("show", "scheme=key_norm", "ab|c|d")
+    assert code == 2 and "'key_norm' has no mask to draw" in err
+
+
 def test_evaluate_and_compare(ccm: Ccm, toy: Path, adapters: tuple[Path, Path], tmp_path: Path) -> None:
     """The rows full and nothing run the task-adapted model; the adapter brings its scheme, boundary and data along."""
     task, concat = adapters

@@ -68,7 +68,7 @@ def evaluate(
 
     Raises:
         UserError: the folder holds an evaluation with other settings; a batch that does not fit; the scheme should have
-            compressed and never did.
+            compressed and never did; nothing but a likelihood is asked for and the scheme has none (else that cell stays empty).
     """
     examples = [e if e.id else replace(e, id=str(i)) for i, e in enumerate(examples)]
     if not examples:
@@ -76,6 +76,10 @@ def evaluate(
     name = name or lm.scheme.name
     if encoder.boundary.needs_hidden:
         encoder.boundary.check(lm.facts, lm.task[1] if lm.task else "")
+    if settings.likelihood and not lm.scheme.static:
+        if not settings.generate:
+            raise UserError(f"scheme '{lm.scheme.name}' chooses by the keys and has no likelihood; leave evaluation.generate on.")
+        settings = replace(settings, likelihood=False)
     try:
         items = [_Item(e, encoder, lm, settings.likelihood) for e in examples]
     except ValueError as e:
@@ -132,6 +136,9 @@ class _Item:
         )
         self.has_boundary = not self.known or any(s.compress and s.target for s in segments)
         self.length = self.plan.shape[1]
+        t = self.plan.tokens
+        closed = int((t.raw & ~t.pin & (t.segment < t.segment.max())).sum())
+        self.hides = self.plan.hides(lm.scheme) if lm.scheme.static else closed > lm.scheme.capacity(int(t.segment.max()))
 
 
 def _run(
@@ -192,7 +199,7 @@ def _must_fire(scheme: Scheme, items: Sequence[_Item], lines: Sequence[Predictio
             "boundaries: no answer ever comes to one. Is the model trained for this data (model.adapter), and is it the boundary "
             "that the adapter was trained with?"
         )
-    if all(item.known for item in items) and not any(item.plan.hides(scheme) for item in items):
+    if all(item.known for item in items) and not any(item.hides for item in items):
         raise UserError(
             f"scheme '{scheme.name}' hides no token of any of the {len(items)} targets: this would measure the full context. "
             "Does the boundary ever end a segment of this data, and do the pins leave anything to forget?"

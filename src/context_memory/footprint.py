@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from context_memory.encode import Encoder
-from context_memory.plan import Plan
+from context_memory.plan import PAD, Plan
 from context_memory.schemes.base import Scheme
 from context_memory.text import Segment
 
@@ -23,20 +23,23 @@ def peak_if_said(plan: Plan, scheme: Scheme, given: int) -> int:
     """
     t = plan.tokens
     said = t.raw & (t.raw.cumsum(1) > given)
-    counted = said | ~t.raw
+    counted = said | ~t.raw if scheme.static else said | ~t.pin  # as `Decoder._count_prompt` does
     alive = torch.zeros_like(said)
     peak = 0
     for step in range(int(t.segment.max()) + 1):
-        here = t.segment == step
+        here, after = t.segment == step, t.raw & (t.segment > step)
+        first = after & (after.cumsum(1) == 1) & said
         alive |= here & t.raw
-        if not bool((said & here).any()):
-            alive = (alive | here) & scheme.kept(t, torch.tensor([[step]]))
-            continue
-        after = said & (t.segment > step)
-        first = after & (after.cumsum(1) == 1)
-        fold = here & ~t.raw if bool(first.any()) else torch.zeros_like(here)
-        peak = max(peak, int((counted & (alive | fold | first)).sum()))
-        alive = (alive | fold) & scheme.kept(t, torch.tensor([[step]]))
+        fold = here & ~t.raw
+        if bool((said & here).any()):
+            fold = (fold | first) if bool(first.any()) else torch.zeros_like(here)
+            peak = max(peak, int((counted & (alive | fold)).sum()))
+        else:
+            first = torch.zeros_like(here)  # the prompt is folded before the answer begins
+        alive |= fold
+        clock = t.position[after][:1].sum() + first.sum()
+        now = replace(t, kind=torch.where(alive, t.kind, PAD), pin=t.pin & (t.segment <= step))
+        alive &= scheme.kept(now, torch.tensor([[step]]), clock[None, None])
     return peak
 
 

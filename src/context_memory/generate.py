@@ -273,10 +273,11 @@ class Decoder:
 
     def _count_prompt(self, lanes: Sequence[int]) -> None:
         held = self.memory.held
+        known = held.raw if self.lm.scheme.static else held.pin  # else every head holds others of the rest: all of it counts
         for lane in lanes:
             row = self._lanes[lane]
             if row is not None:
-                row.held_prompt = int((held.raw[lane] & (held.position[lane] < row.prompt_end)).sum())
+                row.held_prompt = int((known[lane] & (held.position[lane] < row.prompt_end)).sum())
 
 
 def _runs(segments: Sequence[Segment]) -> list[list[Segment]]:

@@ -46,6 +46,8 @@ def prepare(config: Config, lm: CompressedLM | None = None) -> Job:
     Raises:
         UserError: settings that contradict each other, or a batch in which the scheme hides nothing.
     """
+    if not (scheme := config.make("scheme") if lm is None else lm.scheme).static:
+        raise UserError(f"scheme '{scheme.name}' trains nothing: it chooses by the keys and has no mask for one pass. Only evaluate it.")
     threads(config.training.threads)
     must_be_a_set(config)
     lm = lm if lm is not None else build(config)

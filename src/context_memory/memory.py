@@ -154,14 +154,15 @@ class Memory(Cache):
         if not rows:
             return
         which = torch.tensor(list(rows), device=self.slot.device)
-        step = torch.tensor([self.step[r] for r in rows], device=self.slot.device)
+        step, clock = (torch.tensor([x[r] for r in rows], device=self.slot.device)[:, None] for x in (self.step, self.clock))
         if scheme.mixes:
             self._average(which, [scheme.rate(self.step[r]) for r in rows])
         held = self.held.map(lambda x: x[which])
-        keep = (held.kind != PAD) & scheme.kept(held, step[:, None])
+        keep = (held.kind != PAD) & scheme.kept(held, step, clock)
         counts = keep.sum(1)
         most = int(counts.max())
-        order = torch.where(keep, 0, 1).sort(dim=1, stable=True).indices[:, :most]  # kept columns first, in their order
+        rank = torch.where(keep, 0 if scheme.static else (~held.pin).long(), 2)  # kept columns first, in their order
+        order = rank.sort(dim=1, stable=True).indices[:, :most]
         empty = torch.arange(most, device=order.device) >= counts[:, None]
         for name in (*vars(self.held), "slot"):
             target = self.slot if name == "slot" else getattr(self.held, name)
@@ -169,11 +170,11 @@ class Memory(Cache):
             moved = target[which].gather(1, order).masked_fill(empty, blank)
             target[which] = target.new_full((), blank)
             target[which, :most] = moved
-        for layer in self.layers:
+        for layer in self.layers if self.layers[0].keys is not None else []:
+            columns = order[:, None] if scheme.static else scheme.choose(layer.keys[which], held, most)
             for buffer in (layer.keys, layer.values):
-                if buffer is not None:
-                    index = order[:, None, :, None].expand(-1, buffer.shape[1], -1, buffer.shape[3])
-                    buffer[which, :, :most] = buffer[which].gather(2, index)
+                index = columns[..., None].expand(-1, buffer.shape[1], -1, buffer.shape[3])
+                buffer[which, :, :most] = buffer[which].gather(2, index)
         for r, count in zip(rows, counts.tolist()):
             self.length[r], self.step[r] = count, self.step[r] + 1
         need, have = max(self.length), self.slot.shape[1]

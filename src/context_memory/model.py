@@ -68,6 +68,11 @@ class CompressedLM(nn.Module):
             raise InputError(f"gate must be one of {', '.join(GATES)}, got {gate!r}.")
         self.family: Family = plugins.make("families", base.config.model_type)  # type: ignore[assignment]
         self.family.check(base.config)
+        if not scheme.static and self.family.windowed(base.config):
+            raise InputError(
+                f"scheme '{scheme.name}' keeps other tokens in every head and this model slides a window over positions, so what "
+                "it may still see is not known; use scheme=window, or a model without one."
+            )
         self.tokenizer, self.scheme, self.positions, self.gate = tokenizer, scheme, positions, gate
         base.requires_grad_(False)
         attention.use(base, attn_implementation, scheme.mixes)
@@ -112,6 +117,8 @@ class CompressedLM(nn.Module):
         """
         if memory is not None:
             return self._pass(plan, memory, memory.held.map(lambda x: x[:, :used]), memory.mix(plan, used), adapter)
+        if not self.scheme.static:
+            raise InputError(f"scheme '{self.scheme.name}' chooses by the keys and has no mask for one pass; run it on a memory.")
         mix, frozen = plan.mix(self.scheme), self._frozen(plan) if adapter else 0
         if not frozen:
             return self._pass(plan, None, plan.tokens, mix, adapter)

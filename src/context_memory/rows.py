@@ -128,7 +128,7 @@ def load_row(config: Config) -> CompressedLM:
         what = f"'{m.adapter}' is a task adapter" if card else "no adapter was given"
         raise UserError(
             f"scheme '{scheme.name}' needs a compression adapter and {what}; give one, model.adapter=FOLDER, "
-            f"or train one: ccm train scheme={scheme.name}. (scheme=full and scheme=nothing need none.)"
+            f"or train one: ccm train scheme={scheme.name}. (Schemes without comp tokens, such as full, need none.)"
         )
     try:
         return load(

@@ -34,9 +34,9 @@ def tiny_lm(
 
 
 def tiny_lms(families: list[str] | None = None) -> list[tuple[str, Scheme]]:
-    """Every family with every variant of every scheme, found by folder."""
+    """Every family with every variant of every scheme that has a mask, found by folder."""
     schemes = [v for key in plugins.keys("schemes") for v in plugins.find("schemes", key).variants()]  # type: ignore[attr-defined]
-    return [(family, scheme) for family in families or plugins.keys("families") for scheme in schemes]
+    return [(family, scheme) for family in families or plugins.keys("families") for scheme in schemes if scheme.static]
 
 
 def parameters_of(lm: nn.Module, word: str) -> list[nn.Parameter]:

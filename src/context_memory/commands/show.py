@@ -33,6 +33,8 @@ def show(
         raise UserError("no text to draw; give one, as in: ccm show scheme=concat 'ab|c|d'.")
     config = load(overrides)
     scheme = config.make("scheme")
+    if not scheme.static:
+        raise UserError(f"scheme '{scheme.name}' has no mask to draw: what it keeps depends on the keys. Try scheme=window.")
     few = "|" in text and not prompt
     segments = _letters(text) if few else _words(text, prompt, config)
     try:

@@ -26,6 +26,9 @@ class Scheme(ABC):
     """Whether comp keys and values are folded into slots (then `rate` says how)."""
     max_steps: ClassVar[int | None] = None
     """Most compressions of one memory; None for any number."""
+    static: ClassVar[bool] = True
+    """Whether what is kept is known before a model has run. If not, a memory asks `choose`, there is no mask, and so there is no
+    one pass: neither training nor likelihood."""
     n_comp: int
 
     @property
@@ -48,7 +51,7 @@ class Scheme(ABC):
 
     @abstractmethod
     def capacity(self, step: int) -> int:
-        """Entries a layer that the memory holds after `step` compressions, pins not counted."""
+        """Most entries a layer that the memory holds after `step` compressions, pins not counted."""
 
     def rate(self, step: int) -> float:
         """Weight a_t of the fresh comp keys and values in the slots at compression number `step` (from 0)."""
@@ -58,14 +61,22 @@ class Scheme(ABC):
         """A chance to join segments before they are laid out."""
         return segments
 
-    def kept(self, k: Tokens, step: Tensor) -> Tensor:
-        """Whether token k outlives compression number `step`: is it a pin, or would any later reader see it?"""
+    def kept(self, k: Tokens, step: Tensor, clock: Tensor) -> Tensor:
+        """Whether token k outlives compression number `step`: is it a pin, or would the next token, at position `clock`, see it?
+
+        A token that the next one does not see is seen by none after it: schemes forget for good.
+        """
         later = step + 1
         reader = Tokens(
             kind=torch.full_like(later, RAW), segment=later, reads=torch.ones_like(later, dtype=torch.bool),
-            pin=torch.zeros_like(later, dtype=torch.bool), position=later, index=later, row=torch.zeros_like(later),
+            pin=torch.zeros_like(later, dtype=torch.bool), position=clock, index=later, row=torch.zeros_like(later),
         )  # fmt: skip
         return k.pin | self.sees(reader, k)
+
+    def choose(self, keys: Tensor, k: Tokens, most: int) -> Tensor:
+        """(rows, heads, most) columns that stay of the keys (rows, heads, columns, head size) of one layer: pins first, then as
+        many others as `kept` counts, in their order. For a scheme that is not static; k is (rows, columns)."""
+        raise NotImplementedError(f"scheme '{self.name}' does not look at keys.")
 
 
 def check_n_comp(n_comp: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import toys
-from context_memory import cli
+from context_memory import cli, reply
 from context_memory.annotate import annotate, mark, write
 from context_memory.boundaries.base import Boundary
 from context_memory.boundaries.every import Every
@@ -59,6 +59,9 @@ def test_what_cannot_be_read_back_is_left_out_and_counted() -> None:
     boxed = Example("How many?", "1 + 1 = 2\nIt is \\boxed{2}.", meta={"answer": 2.0})
     found = annotate([boxed, Example("How many?", boxed.target, meta={"answer": 3.0})], Encoder(WORDS, Newline()).cuts)
     assert (found.rows[0]["answer"], len(found.rows), found.unsafe) == ("2", 1, 1)
+    marked = "1 + 1 = 2\n<COMP>It is \\boxed{2}."
+    assert reply.check(f"{marked}<COMP>", boxed, rewrite=False).marked == found.rows[0]["reasoning_with_compression"] == marked
+    assert reply.check(marked.replace("{2}", "{3}"), boxed, rewrite=False).fault == "another final answer"
 
 
 def run(*arguments: object) -> int:

@@ -75,6 +75,23 @@ def test_table_by_hand(evaluation: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert not [p for p in evaluation.rglob("*") if "partial" in p.name]
 
 
+def test_why_answers_are_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = ["9 + 4 = 13\n#### 13", "9 + 4 = 14\n#### 14", "9 + 7 = 16\n#### 16", "#### 9"]
+    found = [
+        replace(p, prompt="9 and 4?", target="9 + 4 = 13\n#### 13", answer=a, scores={"correct": float(i == 0)})
+        for i, (p, a) in enumerate(zip(ROWS["full"], said))
+    ]
+    written(tmp_path / "full", "full", found=found)
+    report.publish(gather([tmp_path / "full"]), tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert "| row | wrong | lost number | arithmetic | wrong number | cut off | no answer |" in text
+    assert "| full | 3 | 33.3 | 33.3 | 33.3 | 0.0 | 0.0 |" in text and "wrong answers: why" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "table.json").read_text())
+    assert row["wrong"] == {"lost_number": 1, "arithmetic": 1, "wrong_number": 1, "cut_off": 0, "no_answer": 0}
+    (right,) = report.join(gather([written(tmp_path / "right", "full")]))  # targets without a number: nothing can be said
+    assert right.faults == {} and not [g for g in report.grids([right]) if "wrong" in g[0]]
+
+
 def test_rows_without_a_full_one_stand_alone(tmp_path: Path) -> None:
     (line,) = report.join(gather([written(tmp_path / "a", "concat")]))
     found = report.cells(line)

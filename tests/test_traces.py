@@ -161,7 +161,7 @@ def test_it_goes_on_where_it_was_killed(draw, tmp_path: Path, monkeypatch: pytes
         ({"samples": 3}, "samples"),
         ({"examples": EXAMPLES[:6]}, "problems"),
     ):
-        with pytest.raises(UserError, match=rf"own\.partial\.jsonl' was begun with {key} = .*, got .*another --out"):
+        with pytest.raises(UserError, match=rf"own\.jsonl\.partial\.jsonl' was begun with {key} = .*, got .*another --out"):
             draw(**common | change)
     assert draw(**common | {"batch_size": 4}) == (whole, rows)
     assert fed == [(3, 0), (3, 3), (4, 5), (4, 9), (1, 13)]  # five answers were whole

@@ -10,7 +10,7 @@ import itertools
 import re
 from typing import NamedTuple
 
-from context_memory.annotate import insert
+from context_memory.annotate import gold, insert
 from context_memory.boundaries.rules import calculates
 from context_memory.data._answers import final_number, numbers, same
 from context_memory.data.gsm8k import MARKER, uncomp
@@ -56,10 +56,10 @@ def check(reply: str, example: Example, rewrite: bool) -> Checked:
     assert found, "the pattern takes any text"
     told = (found["bare"] if found["fenced"] is None else found["fenced"]).strip()
     plain = told.replace(MARKER, "")
-    final = final_number(plain, marked=True)
+    final = final_number(plain, marked=rewrite or final_number(example.target, marked=True) is not None)
     if final is None:
         return Checked(fault="no final answer")
-    if not same(final, final_number(example.target, marked=True)):
+    if not same(final, gold(example)):
         return Checked(fault="another final answer")
     if rewrite:
         text, cuts = uncomp(SPARE.sub("", told))
@@ -95,7 +95,8 @@ def sound(text: str, cuts: tuple[int, ...]) -> tuple[int, ...]:
     >>> sound("1 + 1 = 2.\\nSo 2.\\n#### 2", (0, 3, 7, 8, 10, 10, 17, 23))
     (11, 17)
     """
-    out, start, last = [], 0, text.rfind("####")
+    out, start = [], 0
+    last = text.rfind("####") if "####" in text else len(text.rstrip()) - 1
     for cut in cuts:
         if line := LINE_ENDS.match(text, cut):
             cut = line.end()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from rich.table import Table
 from context_memory.adapter import write_json
 from context_memory.intervals import Estimate
 from context_memory.metrics import Metrics, Versus, natural, plain, summarise, versus
+from context_memory.probe import KINDS, faults
 from context_memory.records import METRICS, Record
 
 
@@ -37,6 +38,8 @@ class Line:
     record: Record
     metrics: Metrics
     versus: Versus | None
+    faults: dict[str, int] = field(default_factory=dict)
+    """Wrong answers by the kind of their first fault."""
 
 
 def join(records: Sequence[Record]) -> list[Line]:
@@ -48,7 +51,7 @@ def join(records: Sequence[Record]) -> list[Line]:
         full = next((o for o in same if o.scheme == "full"), None)
         nothing = next((o for o in same if o.scheme == "nothing"), None)
         against = versus(r.lines, full.lines, nothing.lines if nothing else ()) if full is not None else None
-        out.append(Line(r, summarise(r.lines, r.kv_bytes), against))
+        out.append(Line(r, summarise(r.lines, r.kv_bytes), against, faults(r.lines)))
     return out
 
 
@@ -58,7 +61,8 @@ LEGEND = (
     "peak KV: mean over answers of the most entries a layer, the prompt not counted (with prompt: counted); of full %: over that "
     "of the full row; gap closed: of the NLL per target token between nothing and full; same text %: peak over that of an "
     "uncompressed cache, both on the target; MB: live bytes of keys and values at their largest, prompt and padding included; "
-    "compressions, tokens: per answer."
+    "compressions, tokens: per answer; wrong answers by their first fault: an operand that was never given or worked out, sides that do "
+    "not agree, or neither."
 )
 
 
@@ -99,6 +103,7 @@ def grids(lines: Sequence[Line]) -> list[Grid]:
     other = [{"row": line.record.name} | {n: f"{100 * e.mean:.1f}" for n, e in line.metrics.scores.items()} for line in lines]
     names = ["row", *sorted({n for o in other for n in o} - {"row", "correct"}, key=natural)]
     found: list[Grid] = [("kept", list(QUALITY), texts), ("cost", list(COST), texts), ("other scores, %", names, other)]
+    found.append(("wrong answers: why, %", ["row", "wrong", *map(_words, KINDS)], [_faults(line) for line in lines]))
     found = [(title, [c for c in columns if any(r.get(c) for r in rows)], rows) for title, columns, rows in found]
     return [g for g in found if len(g[1]) > 1]
 
@@ -155,7 +160,7 @@ def terminal() -> Console:
 def _summary(line: Line) -> dict[str, Any]:
     r, against = line.record, plain(line.versus) if line.versus else None
     facts = {"name": r.name, "scheme": r.settings["scheme"], "command": r.run["command"], "commit": r.run.get("commit")}
-    return {**facts, "metrics": plain(line.metrics), "versus_full": against}
+    return {**facts, "metrics": plain(line.metrics), "versus_full": against, "wrong": line.faults}
 
 
 def bar() -> Progress:
@@ -181,6 +186,17 @@ def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _interval(e: Estimate, end: bool = False) -> str:
     """A share in percent; an end of the table's scale has no interval."""
     return f"{100 * e.mean:.1f}" if end else f"{100 * e.mean:.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}]"
+
+
+def _faults(line: Line) -> dict[str, str]:
+    """Shares of the wrong answers."""
+    wrong = sum(line.faults.values())
+    shares = {_words(kind): f"{100 * n / wrong:.1f}" for kind, n in line.faults.items()}
+    return {"row": line.record.name, **({"wrong": str(wrong)} if wrong else {}), **shares}
+
+
+def _words(kind: str) -> str:
+    return kind.replace("_", " ")
 
 
 def _percent(x: float | None) -> str:

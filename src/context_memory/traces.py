@@ -76,7 +76,7 @@ def sample(
     order = sorted(range(len(examples)), key=lambda i: -length[i])  # the longest first: what does not fit, shows at once
     queue = [i for i in order for _ in range(samples)]
     settings = describe(lm, encoder, Settings(decode, likelihood=False)) | {"samples": samples, "problems": _digest(examples)}
-    partial = out.with_suffix(".partial.jsonl")
+    partial = partial_of(out)
     lines = _begun(partial, json.loads(json.dumps(settings)))
     task = progress.add_task("traces", total=len(queue), completed=len(lines), speed="") if progress else None
     lm.eval()
@@ -103,6 +103,11 @@ def sample(
     return traces
 
 
+def partial_of(out: Path) -> Path:
+    """Where lines are kept until all are there."""
+    return out.with_name(f"{out.name}.partial.jsonl")
+
+
 def check(examples: Sequence[Example], decode: generate.Settings, out: Path, samples: int, batch_size: int) -> None:
     """Raises UserError for what can be seen before a model is loaded."""
     if samples < 1 or batch_size < 1:
@@ -113,7 +118,7 @@ def check(examples: Sequence[Example], decode: generate.Settings, out: Path, sam
         raise UserError(f"--out must end in .jsonl or .json, got '{out}'.")
     if not out.parent.is_dir():
         raise UserError(f"--out={out}: there is no folder '{out.parent}'; make it first.")
-    if out.exists() and not out.with_suffix(".partial.jsonl").exists():
+    if out.exists() and not partial_of(out).exists():
         raise UserError(f"'{out}' is there already; name another --out, or delete it.")
     if not examples:
         raise UserError("no problems to sample from; is --max-problems 0, or the split empty?")

@@ -91,7 +91,7 @@ def test_without_compression_or_streaming_one_pass_of_the_frozen_model_decides(l
     encoder = encoder_for(lm, policy)
     found = cutting.segments(lm, encoder, EXAMPLES[0], streamed=False)
     scores = policy.read(cutting.answer_states(lm, encoder.uncut(EXAMPLES[0]), len(EXAMPLES[0].target), adapter=False))
-    assert found == encoder.segments(EXAMPLES[0], scores)
+    assert found == encoder.segments(EXAMPLES[0], {policy: scores})
     assert len([s for s in found if s.compress]) > 1
     full = lm_for(Full())
     assert not any(s.compress for s in cutting.segments(full, encoder_for(full, policy), EXAMPLES[0]))
@@ -130,9 +130,9 @@ def test_tau_decides_how_often(lm: CompressedLM, tmp_path: Path) -> None:
 
 
 def test_a_damaged_or_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no classifier at"):
+    with pytest.raises(UserError, match="nothing learnt at"):
         _ = Classifier(path=str(tmp_path)).trained
-    with pytest.raises(UserError, match="no adapter is used"):
+    with pytest.raises(UserError, match="no adapter is used that"):
         _ = Classifier().file
     classifier(tmp_path, 8)
     whole = (tmp_path / FILE).read_bytes()

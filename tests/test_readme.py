@@ -16,6 +16,7 @@ README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 SMOKE = {
     "train": "training.max_steps=2 training.batch_size=2 training.eval_samples=0 training.wandb=false model.dtype=float32 model.lora_r=2",
     "evaluate": "evaluation.max_samples=4 generation.max_new_tokens=24 model.dtype=float32 boundary=every boundary.n=6",
+    "pins": "--problems=12 --epochs=1 model.dtype=float32 boundary=newline",
     "boundary": "--problems=12 --epochs=1 model.dtype=float32 boundary=newline",
     "traces": "--max-problems=8 generation.max_new_tokens=8 model.dtype=float32",
     "generate": "generation.max_new_tokens=8 model.dtype=float32",
@@ -45,7 +46,7 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
             given = [a for a in given if not a.startswith("training.max_steps")]
             arguments = seed.translate([*given, "data.path=my.jsonl", *SMOKE["train"].split()])
         else:
-            model = [f"model.name={toy}"] if command[1] in ("train", "annotate", "boundary", "traces") else []
+            model = [f"model.name={toy}"] if command[1] in ("train", "annotate", "boundary", "pins", "traces") else []
             arguments = [*command[1:], *SMOKE.get(command[1], "").split(), *model]
         with pytest.raises(SystemExit) as end:
             cli.main(arguments)

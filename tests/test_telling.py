@@ -93,7 +93,7 @@ def test_what_cannot_work_is_said(made: tuple[Path, Path], tmp_path: Path, capsy
     shutil.copytree(adapter.parent, bare)
     (bare / adapter.name / FILE).unlink()
     again = ["evaluate", "--adapter", str(bare / adapter.name), f"model={model}", "boundary=classifier", "--out", str(tmp_path)]
-    assert "no classifier at" in fails(again, capsys)
+    assert "nothing learnt at" in fails(again, capsys)
     head.save(head.Head(32), bare / adapter.name / FILE, {"model": "another", "weights": "x", "task": ""})
     assert "was trained on 'another'" in fails(again, capsys)
 

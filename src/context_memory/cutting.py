@@ -1,8 +1,9 @@
-"""Whole examples as segments, for any boundary policy: what a stream would cut, found without streaming.
+"""Whole examples as segments, for any boundary policy and pin rule: what a stream would cut and keep, found without streaming.
 
-Most policies go by the text alone. One that reads hidden states depends on the memory, and the memory on the earlier cuts. Cuts and hidden
-states are therefore found together: run the text with the cuts known so far, read the scores, cut again, until nothing moves. Hidden states
-depend on earlier cuts alone, so each round settles at least one more cut, and where nothing moves the cuts are those of a stream.
+Most go by the text alone. One that reads hidden states depends on the memory, and the memory on the earlier segments. Segments and
+hidden states are therefore found together: run the text with the segments known so far, read the scores, cut again, until nothing
+moves. The states of a segment depend on earlier ones alone, so each round settles at least one more, and where nothing moves the
+segments are those of a stream.
 """
 
 from __future__ import annotations
@@ -27,15 +28,14 @@ def segments(lm: CompressedLM, encoder: Encoder, example: Example, streamed: boo
         streamed: with hidden states after what is compressed, as while decoding; else those of the frozen model with its full
             context, which do not change while an adapter is trained.
     """
-    policy = encoder.boundary
-    if not policy.needs_hidden or example.cuts:
+    if not encoder.readers or (encoder.readers == (encoder.boundary,) and example.cuts):
         return encoder.segments(example)
     n, found = len(encoder.answer(example)), encoder.uncut(example)
     if not lm.scheme.hides:
         return found
-    policy.check(lm.facts, lm.task[1] if lm.task else "")
+    encoder.check(lm.facts, lm.task[1] if lm.task else "")
     while True:
-        again = encoder.segments(example, policy.read(answer_states(lm, found, n, adapter=streamed)))
+        again = encoder.segments(example, encoder.read(answer_states(lm, found, n, adapter=streamed)))
         if again == found or not streamed:
             return again
         found = again

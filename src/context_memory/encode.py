@@ -7,17 +7,23 @@ never changes it: so training, `Memory.write`, chat and generation see the same 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from context_memory.boundaries.base import Boundary
 from context_memory.errors import InputError
 from context_memory.pins.base import Piece, Pin, flags
 from context_memory.text import Example, Segment
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PROMPTS = ("keep", "compress")
+Scores = Mapping[Any, Sequence[float]]
+"""What each policy or rule that needs hidden states made of them, token by token."""
+NONE: Scores = {}
 _USER, _ASSISTANT, _AGAIN = "\u2042user\u2042", "\u2042assistant\u2042", "\u2042again\u2042"
 
 
@@ -62,7 +68,10 @@ class Encoder:
     def __init__(self, tokenizer: Any, boundary: Boundary, pins: Sequence[Pin] = (), chat: bool = True, prompt: str = "keep") -> None:
         if prompt not in PROMPTS:
             raise InputError(f"prompt must be one of {', '.join(PROMPTS)}, got {prompt!r}; to keep the question for good add pins=prompt.")
-        self.tokenizer, self.boundary, self.pins = tokenizer, boundary.settle(tokenizer), tuple(pins)
+        self.tokenizer, self.boundary = tokenizer, boundary.settle(tokenizer)
+        self.pins = tuple(pin.settle(tokenizer) for pin in pins)
+        if self.boundary.mark and any(pin.needs_hidden for pin in self.pins):
+            raise InputError("pins that are learnt go with a boundary that writes no mark of its own; use boundary=classifier.")
         self.chat, self.question = chat, prompt
         self._pieces: dict[int, str] = {}
 
@@ -78,6 +87,21 @@ class Encoder:
         """Ids that end an answer: EOS and the first token of `roles.end`."""
         ids = {self.tokenizer.eos_token_id, *self.ids(self.roles.end)[:1]}
         return frozenset(i for i in ids if i is not None)
+
+    @cached_property
+    def readers(self) -> tuple[Boundary | Pin, ...]:
+        """The policy and the rules that need hidden states."""
+        every: list[Boundary | Pin] = [self.boundary, *self.pins]
+        return tuple(x for x in every if x.needs_hidden)
+
+    def read(self, hidden: Tensor) -> dict[Any, list[float]]:
+        """The scores of (n, hidden) last hidden states."""
+        return {x: x.read(hidden) for x in self.readers}
+
+    def check(self, model: Any, task: str) -> None:
+        """Raises UserError if something learnt belongs to other weights than this base model and (hash of a) task adapter."""
+        for x in self.readers:
+            x.check(model, task)
 
     @cached_property
     def mark(self) -> tuple[int, ...]:
@@ -116,18 +140,19 @@ class Encoder:
             out.append(self._segment(self.context(text, first=not out), first=not out))
         return [*out, *self.asked(example.prompt, first=not out)]
 
-    def segments(self, example: Example, scores: Sequence[float] = ()) -> list[Segment]:
+    def segments(self, example: Example, scores: Scores = NONE) -> list[Segment]:
         """The whole example; the answer, up to its end-of-turn token, is what is learnt.
 
         Args:
-            scores: of every token of the answer, for a policy that needs hidden states and an example without cuts of its own.
+            scores: of every token of the answer, for policies and rules that need hidden states.
         """
         answer, end, starts = self._answer(example)
         edges = self._edges(example, answer, starts, scores)
         out = self.prompt(example)
         for a, b in itertools.pairwise([0, *edges]):
             step = (*answer[a:b], *self.mark)
-            out.append(Segment(step, loss=(True,) * len(step), pins=self.pin(step), target=True))
+            kept = self.pin(step, scores={x: s[a:b] for x, s in scores.items()})
+            out.append(Segment(step, loss=(True,) * len(step), pins=kept, target=True))
         tail = (*answer[edges[-1] if edges else 0 :], *end)
         return [*out, Segment(tail, loss=(True,) * len(tail), compress=False, target=True)]
 
@@ -137,25 +162,25 @@ class Encoder:
         tail = (*answer, *end)
         return [*self.prompt(example), Segment(tail, loss=(True,) * len(tail), compress=False, target=True)]
 
-    def cuts(self, example: Example, scores: Sequence[float] = ()) -> tuple[int, ...]:
+    def cuts(self, example: Example) -> tuple[int, ...]:
         """Where the boundary policy ends a segment of the target that has text behind it: offsets in characters, as `Example.cuts`."""
-        return self.offsets(example, self.edges(replace(example, cuts=()), scores))
+        return self.offsets(example, self.edges(replace(example, cuts=())))
 
-    def edges(self, example: Example, scores: Sequence[float] = ()) -> list[int]:
+    def edges(self, example: Example) -> list[int]:
         """How many tokens of the answer stand before every boundary: the example's own, or the policy's."""
         answer, _, starts = self._answer(example)
-        return self._edges(example, answer, starts, scores)
+        return self._edges(example, answer, starts, NONE)
 
     def offsets(self, example: Example, edges: Sequence[int]) -> tuple[int, ...]:
         """`edges` that have text behind them, as offsets in characters."""
         answer, _, starts = self._answer(example)
         return tuple(starts[edge] for edge in edges if edge < len(answer))
 
-    def _edges(self, example: Example, answer: tuple[int, ...], starts: Sequence[int], scores: Sequence[float]) -> list[int]:
+    def _edges(self, example: Example, answer: tuple[int, ...], starts: Sequence[int], scores: Scores) -> list[int]:
         if example.cuts:
             return [next((i for i, s in enumerate(starts) if s >= cut), len(answer)) for cut in example.cuts]
         policy = self.boundary.offline if self.mark else self.boundary
-        return policy.edges(answer, self.piece, scores)
+        return policy.edges(answer, self.piece, scores.get(policy, ()))
 
     def answer(self, example: Example) -> tuple[int, ...]:
         """Token ids of the target alone."""
@@ -168,9 +193,9 @@ class Encoder:
         stop = next((i for i, s in enumerate(starts) if s >= len(example.target)), len(ids))
         return tuple(ids[:stop]), tuple(ids[stop : stop + 1]), starts[:stop]
 
-    def pin(self, ids: Sequence[int], first: bool = False, prompt: bool = False) -> tuple[bool, ...]:
-        """Which tokens of a closed segment stay."""
-        return flags(self.pins, Piece(ids, [self.piece(i) for i in ids], first, prompt))
+    def pin(self, ids: Sequence[int], first: bool = False, prompt: bool = False, scores: Scores = NONE) -> tuple[bool, ...]:
+        """Which tokens of a closed segment stay; `scores` are of its tokens."""
+        return flags(self.pins, Piece(ids, [self.piece(i) for i in ids], first, prompt), scores)
 
     def _question(self, ids: Sequence[int], head: int, first: bool) -> list[Segment]:
         """One segment that stays open; or, to be compressed, one for every part, the roles with the first and the last."""

@@ -74,8 +74,7 @@ def evaluate(
     if not examples:
         raise UserError("no examples to evaluate; is evaluation.max_samples 0, or the split empty?")
     name = name or lm.scheme.name
-    if encoder.boundary.needs_hidden:
-        encoder.boundary.check(lm.facts, lm.task[1] if lm.task else "")
+    encoder.check(lm.facts, lm.task[1] if lm.task else "")
     if settings.likelihood and not lm.scheme.static:
         if not settings.generate:
             raise UserError(f"scheme '{lm.scheme.name}' chooses by the keys and has no likelihood; leave evaluation.generate on.")
@@ -120,8 +119,8 @@ class _Item:
     def __init__(self, example: Example, encoder: Encoder, lm: CompressedLM, exact: bool) -> None:
         self.example = example
         self.prompt = encoder.prompt(example)
-        self.known = exact or not encoder.boundary.needs_hidden or bool(example.cuts)
-        """Whether the boundaries of the target are known: where hidden states decide, finding them takes passes of the model."""
+        self.known = exact or not encoder.readers
+        """Whether boundaries and pins of the target are known: where hidden states decide, finding them takes passes of the model."""
         segments = cutting.segments(lm, encoder, example) if self.known else encoder.uncut(example)
         self.plan = layout(segments, lm.scheme, lm.positions)
         if (last := int(self.plan.tokens.position.max())) >= lm.max_positions:

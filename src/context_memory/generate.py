@@ -100,6 +100,8 @@ class _Row:
     """Raw tokens of the prompt that the memory still holds."""
     segment: list[int] = field(default_factory=list)
     text: str = ""
+    scores: dict[Any, list[float]] = field(default_factory=dict)
+    """Of the segment's tokens, for policies and rules that read hidden states."""
     closed: bool = False
     """The segment has ended with the last token that was fed: the next step folds it."""
     fed: int = 0
@@ -118,8 +120,7 @@ class Decoder:
         self.lm, self.encoder, self.settings, self.prompts = lm, encoder, settings, prompts
         self.memory = memory if memory is not None else lm.memory(len(prompts))
         self.outputs = [Output() for _ in prompts]
-        if encoder.boundary.needs_hidden:
-            encoder.boundary.check(lm.facts, lm.task[1] if lm.task else "")
+        encoder.check(lm.facts, lm.task[1] if lm.task else "")
         self._lanes: list[_Row | None] = []
         """The row that each row of the memory belongs to; None once its answer has ended."""
         self._random = [torch.Generator().manual_seed(settings.seed + i) for i in range(len(prompts))]
@@ -209,7 +210,7 @@ class Decoder:
                 fold = boundary_columns(scheme, step, clock[lane])
                 folds.append(lane)
                 clock[lane] += room
-                row.segment, row.text, row.closed = [], "", False
+                row.segment, row.text, row.scores, row.closed = [], "", {}, False
                 row.out.compressions += 1
             columns.append([*fold, (RAW, step + (lane in folds), True, False, clock[lane], row.pending, 0)])
             clock[lane] += 1
@@ -225,19 +226,20 @@ class Decoder:
 
     def _close(self, hidden: Tensor) -> None:
         """Note the tokens that were fed, and ask the policy which segments end with them; (rows, hidden) their states."""
-        policy = self.encoder.boundary
-        scores: list[float] | None = policy.read(hidden) if policy.needs_hidden else None
+        policy, read = self.encoder.boundary, self.encoder.read(hidden)
         for lane, row in enumerate(self._lanes):
             if row is None:
                 continue
             piece = self.encoder.piece(row.pending)
             row.segment.append(row.pending)
             row.text += piece
-            row.closed = policy.fires(Step(row.segment, row.text, piece, scores[lane] if scores else None))
+            for reader, scores in read.items():
+                row.scores.setdefault(reader, []).append(scores[lane])
+            row.closed = policy.fires(Step(row.segment, row.text, piece, read[policy][lane] if policy in read else None))
 
     def _pin(self, lane: int, row: _Row) -> None:
         """Mark the tokens of the segment that has ended which the pin rules keep."""
-        kept = self.encoder.pin(row.segment)
+        kept = self.encoder.pin(row.segment, scores=row.scores)
         if not any(kept):
             return
         held = self.memory.held

@@ -1,6 +1,7 @@
 """A two-layer perceptron on hidden states: a score between 0 and 1 for a token. Made, trained, written to one file, read back.
 
-The file is safetensors; its header says which weights the hidden states came from, so that it is never read with others.
+The file is safetensors; its header says which weights the hidden states came from, so that it is never read with others. Plug-ins that have
+a head (`boundary=classifier`, `pins=learned`) derive from `Learned` besides.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -91,7 +93,7 @@ def load(path: Path) -> tuple[Head, dict[str, Any]]:
         UserError: no such file, another format, a damaged file.
     """
     if not path.is_file():
-        raise UserError(f"no classifier at '{path}'; train one with ccm boundary train, or name its file with boundary.path=.")
+        raise UserError(f"nothing learnt at '{path}'; train it first (ccm boundary train, ccm pins train), or name its file, path=.")
     try:
         with safe_open(path, framework="pt") as f:
             header, tensors = f.metadata() or {}, {name: f.get_tensor(name) for name in f.keys()}
@@ -102,9 +104,42 @@ def load(path: Path) -> tuple[Head, dict[str, Any]]:
         head.load_state_dict(tensors)
         return head.eval().requires_grad_(False), json.loads(header["facts"])
     except (SafetensorError, KeyError, ValueError, RuntimeError) as e:
-        raise UserError(f"'{path}' is damaged ({e}); get it again, or train it with ccm boundary train.") from e
+        raise UserError(f"'{path}' is damaged ({e}); get it again, or train it anew.") from e
 
 
 def digest(path: Path) -> str:
     """sha256 of the file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Learned:
+    """A plug-in whose head lies beside the adapter."""
+
+    needs_hidden: ClassVar[bool] = True
+    file_name: ClassVar[str]
+    path: str
+
+    @property
+    def file(self) -> Path:
+        """The head's file."""
+        if not self.path:
+            raise UserError(f"no adapter is used that {self.file_name} could lie beside; name that file, path=.")
+        return Path(self.path) / self.file_name if Path(self.path).is_dir() else Path(self.path)
+
+    @cached_property
+    def trained(self) -> tuple[Head, dict[str, Any]]:
+        """The head, and what it was trained on."""
+        return load(self.file)
+
+    def check(self, model: Any, task: str) -> None:
+        """Raises UserError if it was trained on other weights than this base model and (hash of a) task adapter."""
+        facts = self.trained[1]
+        if model is None or (facts["weights"], facts["task"]) != (model.weights, task):
+            what = "another task adapter" if model is not None and facts["weights"] == model.weights else f"'{facts['model']}'"
+            raise UserError(f"'{self.file}' was trained on {what}, got {model}; train it here (ccm boundary train, ccm pins train).")
+
+    def read(self, hidden: Tensor) -> list[float]:
+        """The probability of each of the (n, hidden) last hidden states."""
+        found, _ = self.trained
+        scores: list[float] = found.to(hidden.device)(hidden).sigmoid().tolist()
+        return scores

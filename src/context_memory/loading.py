@@ -203,9 +203,11 @@ def card_of(lm: CompressedLM, config: Config, place: Path) -> Card:
     tree = config.to_dict()
     tree["model"] = {**tree["model"], "name": base.name, "adapter": task and task.path}
     tree["data"] = {k: Path(v).name if isinstance(v, str) and os.path.isabs(v) else v for k, v in tree["data"].items()}
-    tree["boundary"] = boundary = {k: v for k, v in config.boundary.items() if k != "path"}  # looked for beside the adapter
+    # What was learnt is looked for beside the adapter.
+    tree["boundary"] = boundary = {k: v for k, v in config.boundary.items() if k != "path"}
+    tree["pins"] = pins = {name: {k: v for k, v in s.items() if k != "path"} for name, s in config.pins.items()}
     tree |= {"output": "result", "run_id": None}  # where it was trained means nothing elsewhere
-    return Card(base, task, config.scheme, lm.positions, lm.gate, boundary, config.pins, tree)
+    return Card(base, task, config.scheme, lm.positions, lm.gate, boundary, pins, tree)
 
 
 def _scheme(card: Card | None) -> Scheme:

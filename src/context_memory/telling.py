@@ -17,8 +17,8 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from context_memory import cutting
 from context_memory.boundaries.rules import Rules, calculates
-from context_memory.cutting import answer_states
 from context_memory.encode import Encoder
 from context_memory.errors import UserError
 from context_memory.head import Head
@@ -42,9 +42,8 @@ class Told:
     follows: tuple[str, ...]
     """Of each token, what a boundary behind it would follow: a `calculation`, a `conclusion`, `something else`."""
 
-    def part(self, problems: Sequence[int]) -> Told:
-        """The tokens of these problems."""
-        where = torch.isin(self.problem, torch.tensor(list(problems), dtype=torch.long))
+    def part(self, where: Tensor) -> Told:
+        """Some of the tokens."""
         kept = where.nonzero()[:, 0].tolist()
         return Told(self.hidden[where], self.ends[where], self.problem[where], tuple(self.follows[i] for i in kept))
 
@@ -72,7 +71,7 @@ def collect(lm: CompressedLM, encoder: Encoder, examples: Sequence[Example], pro
     states, ends, problem, follows = [], [], [], list[str]()
     task = progress.add_task("hidden states", total=len(examples), speed="") if progress else None
     for number, example in enumerate(examples):
-        segments = encoder.segments(example)
+        segments = cutting.segments(lm, encoder, example)
         ids = encoder.answer(example)
         if lm.max_positions < sum(len(s.ids) for s in segments) + 2 * lm.scheme.n_comp * len(segments) or not ids:
             continue
@@ -82,7 +81,7 @@ def collect(lm: CompressedLM, encoder: Encoder, examples: Sequence[Example], pro
             if s.target and s.compress:
                 at += len(s.ids)
                 closed[at - 1] = True
-        states.append(answer_states(lm, segments, len(ids)).float().cpu())
+        states.append(cutting.answer_states(lm, segments, len(ids)).float().cpu())
         ends.append(closed)
         problem += [number] * len(ids)
         follows += _followed(ids, closed.tolist(), encoder)
@@ -109,14 +108,23 @@ def divide(told: Told, seed: int = 0) -> dict[str, Told]:
     Raises:
         UserError: too few problems for three parts.
     """
-    problems = sorted(set(told.problem.tolist()))
+    return {name: told.part(where) for name, where in division(told.problem, seed).items()}
+
+
+def division(problem: Tensor, seed: int = 0) -> dict[str, Tensor]:
+    """(n,) bool for each part: whether a token's problem is in it.
+
+    Raises:
+        UserError: too few problems for three parts.
+    """
+    problems = sorted(set(problem.tolist()))
     if len(problems) < 10:
         raise UserError(f"{len(problems)} problems are too few to divide into three parts; give at least 10.")
     random.Random(seed).shuffle(problems)
     out, start = {}, 0
     for i, (name, share) in enumerate(PARTS.items()):
         end = len(problems) if i == len(PARTS) - 1 else start + round(share * len(problems))
-        out[name] = told.part(problems[start:end])
+        out[name] = torch.isin(problem, torch.tensor(problems[start:end]))
         start = end
     return out
 

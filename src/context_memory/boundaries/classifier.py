@@ -8,23 +8,18 @@ question that is to be compressed too is cut at its sentences.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from context_memory import head
 from context_memory.boundaries.base import Boundary, Step
 from context_memory.boundaries.sentence import Sentence
-from context_memory.errors import InputError, UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from context_memory.errors import InputError
+from context_memory.head import Learned
 
 FILE = "classifier.safetensors"
 
 
 @dataclass(frozen=True)
-class Classifier(Boundary):
+class Classifier(Learned, Boundary):
     """Ends where the head's probability reaches `tau`."""
 
     tau: float = 0.5
@@ -34,23 +29,11 @@ class Classifier(Boundary):
     min_segment: int = 2
     """Tokens before which no segment ends."""
     max_segment: int = 256
-    needs_hidden: ClassVar[bool] = True
+    file_name: ClassVar[str] = FILE
 
     def __post_init__(self) -> None:
         if not 0 < self.tau < 1:
             raise ValueError(f"boundary.tau must be between 0 and 1, got {self.tau:g}; 0.5 is where both are as likely.")
-
-    @property
-    def file(self) -> Path:
-        """The head's file."""
-        if not self.path:
-            raise UserError("boundary=classifier: no adapter is used that a classifier could lie beside; name its file, boundary.path=.")
-        return Path(self.path) / FILE if Path(self.path).is_dir() else Path(self.path)
-
-    @cached_property
-    def trained(self) -> tuple[head.Head, dict[str, Any]]:
-        """The head, and what it was trained on."""
-        return head.load(self.file)
 
     @property
     def offline(self) -> Boundary:
@@ -59,17 +42,6 @@ class Classifier(Boundary):
     def settle(self, tokenizer: Any) -> Boundary:
         _ = self.trained  # a file that is not there should be told at once
         return self
-
-    def check(self, model: Any, task: str) -> None:
-        facts = self.trained[1]
-        if model is None or (facts["weights"], facts["task"]) != (model.weights, task):
-            what = "another task adapter" if model is not None and facts["weights"] == model.weights else f"'{facts['model']}'"
-            raise UserError(f"the classifier '{self.file}' was trained on {what}, got {model}; train one here: ccm boundary train.")
-
-    def read(self, hidden: Tensor) -> list[float]:
-        found, _ = self.trained
-        scores: list[float] = found.to(hidden.device)(hidden).sigmoid().tolist()
-        return scores
 
     def ends(self, step: Step) -> bool:
         if step.score is None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NUMBER = re.compile(r"\d(?:[\d,]*\d)?(?:\.\d+)?")
 
@@ -22,6 +25,8 @@ class Piece:
     """Whether the memory starts with this segment."""
     prompt: bool = False
     """Whether this is the question (rather than context or answer)."""
+    scores: Sequence[float] = ()
+    """What the rule made of the hidden state of each token (`Pin.read`); empty for rules that need none, and for what is given."""
 
     def covering(self, start: int, end: int) -> list[int]:
         """The tokens that hold the characters start..end of the text."""
@@ -41,18 +46,32 @@ class Pin(ABC):
     """A pin rule. Subclasses are frozen dataclasses; `budget` is the most tokens it keeps of one segment."""
 
     plugin: ClassVar[bool] = True
+    needs_hidden: ClassVar[bool] = False
+    """Whether it looks at the model's hidden state of every token (then `read` says how)."""
     budget: int
 
     @abstractmethod
     def chooses(self, piece: Piece) -> list[int]:
         """Indices of the tokens to keep, the most important first."""
 
+    def read(self, hidden: Tensor) -> list[float]:
+        """A score for each of the (n, hidden) last hidden states."""
+        raise NotImplementedError(f"pins '{type(self).__name__.lower()}' reads no hidden states.")
+
+    def check(self, model: Any, task: str) -> None:
+        """Raises UserError if the rule belongs to other weights than this base model and (hash of a) task adapter."""
+        return None
+
+    def settle(self, tokenizer: Any) -> Pin:
+        """The rule as it is for this tokenizer."""
+        return self
+
     def keeps(self, piece: Piece) -> set[int]:
         """`chooses`, within the budget."""
         return set(self.chooses(piece)[: self.budget])
 
 
-def flags(rules: Sequence[Pin], piece: Piece) -> tuple[bool, ...]:
-    """Which tokens of the segment any rule keeps; empty if none."""
-    kept = set().union(*(rule.keeps(piece) for rule in rules)) if rules else set()
+def flags(rules: Sequence[Pin], piece: Piece, scores: Mapping[Any, Sequence[float]]) -> tuple[bool, ...]:
+    """Which tokens of the segment any rule keeps, each with its own scores; empty if none."""
+    kept = set().union(*(rule.keeps(replace(piece, scores=scores.get(rule, ()))) for rule in rules)) if rules else set()
     return tuple(i in kept for i in range(len(piece.ids))) if kept else ()

@@ -119,7 +119,7 @@ class Decoder:
             raise InputError("no prompts to answer; give at least one.")
         self.lm, self.encoder, self.settings, self.prompts = lm, encoder, settings, prompts
         self.memory = memory if memory is not None else lm.memory(len(prompts))
-        self.outputs = [Output() for _ in prompts]
+        self.outputs = [Output(prompt_tokens=sum(len(s.ids) for s in p)) for p in prompts]
         encoder.check(lm.facts, lm.task[1] if lm.task else "")
         self._lanes: list[_Row | None] = []
         """The row that each row of the memory belongs to; None once its answer has ended."""
@@ -154,8 +154,6 @@ class Decoder:
             last |= {n: hidden[n, raw - 1] for n, segments in enumerate(turn) if (raw := sum(len(s.ids) for s in segments))}
         first = torch.stack([last[n] for n in range(len(runs))])
         self._lanes = [_Row(n, out, self.memory.clock[n], -1) for n, out in enumerate(self.outputs)]
-        for row, segments in zip(self._live(), self.prompts):
-            row.out.prompt_tokens = sum(len(s.ids) for s in segments)
         self._count_prompt(range(len(runs)))
         self._sample(self.lm.logits(first))
 

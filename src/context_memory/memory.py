@@ -58,8 +58,7 @@ class Memory(Cache):
         self._span = (0, 0)
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write (rows, h, q, d) fresh keys and values to their columns; return all (rows, h, used columns, d). Real tokens that run side
-        by side come as (1, h, N, d)."""
+        """Write fresh (rows, h, q, d), or (1, h, N, d) if real tokens run side by side; return all (rows, h, used columns, d)."""
         layer = self.layers[layer_idx]
         width = self.slot.shape[1]
         if layer.keys is None:

@@ -7,6 +7,7 @@ import torch
 
 from context_memory import plugins
 from context_memory.boundaries.base import Boundary, Step
+from context_memory.boundaries.every import Every
 from context_memory.encode import Encoder
 from context_memory.generate import Settings, generate
 from context_memory.pins.base import Piece, Pin
@@ -103,6 +104,19 @@ def test_control_a_boundary_elsewhere_changes_the_answer() -> None:
     prompts = [segments(p, kept=False) for p in PROMPTS]
     settings = Settings(max_new_tokens=24)
     assert [o.ids for o in generate(lm, encoder, prompts, settings)] != [o.ids for o in generate(lm, other, prompts, settings)]
+
+
+@pytest.mark.parametrize("scheme", ["concat", "merge", "nothing"])
+def test_a_boundary_at_every_token_the_first_one_too(scheme: str) -> None:
+    lm = tiny_lm("llama", plugins.make("schemes", scheme))  # type: ignore[arg-type]
+    encoder = Encoder(Letters(), Every(n=1))
+    outs = generate(lm, encoder, [segments(p, kept=True) for p in PROMPTS], Settings(max_new_tokens=8))
+    for out, prompt in zip(outs, PROMPTS):
+        assert out.compressions >= len(out.ids) - 2 > 0  # the last token is never fed, and a fold waits for the next one
+        plan = layout([*segments(prompt, kept=True), *(Segment((i,), target=True) for i in out.ids)], lm.scheme)
+        with torch.no_grad():
+            logits = lm(plan)[0][plan.tokens.raw[0]]
+        assert logits[len(prompt) - 1 :].argmax(-1).tolist()[: len(out.ids)] == out.ids
 
 
 def test_sampling_is_seeded_row_by_row() -> None:

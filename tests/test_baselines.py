@@ -21,6 +21,7 @@ from context_memory.schemes.key_norm import KeyNorm
 from context_memory.schemes.window import Window
 from context_memory.testing import tiny_lm
 from context_memory.text import Segment
+from toys import Letters
 
 torch.set_num_threads(1)
 EXACT = 1e-10
@@ -33,18 +34,6 @@ TEXT = [
 PROMPTS = [[5, 9, 3, 1], [7], [1, 2, 8, 4, 6, 6, 2], [11, 12, 13]]
 FAMILIES = ["llama", "qwen3"]
 """Grouped heads; norms of keys as they come, and as a layer makes them."""
-
-
-class Letters:
-    """A tokenizer without text: token 63 ends an answer."""
-
-    eos_token_id, eos_token, bos_token, bos_token_id, chat_template = 63, "", "", None, None
-
-    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
-        return {"input_ids": [ord(c) % 63 for c in text]}
-
-    def decode(self, ids: list[int], **_: object) -> str:
-        return "".join(chr(32 + i) for i in ids)
 
 
 def answers(lm, prompts: list[list[int]], pinned: bool = True, tokens: int = 30) -> list[Output]:  # type: ignore[no-untyped-def]

@@ -14,18 +14,7 @@ from context_memory.pins.base import Piece, Pin
 from context_memory.plan import RAW, Column, build, layout
 from context_memory.testing import tiny_lm, tiny_lms
 from context_memory.text import Segment
-
-
-class Letters:
-    """A tokenizer without text: token 63 ends an answer."""
-
-    eos_token_id, eos_token, bos_token, bos_token_id, chat_template = 63, "", "", None, None
-
-    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
-        return {"input_ids": [ord(c) % 63 for c in text]}
-
-    def decode(self, ids: list[int], **_: object) -> str:
-        return "".join(chr(32 + i) for i in ids)
+from toys import Letters
 
 
 class Some(Boundary):

@@ -33,7 +33,7 @@ def segments(lm: CompressedLM, encoder: Encoder, example: Example, streamed: boo
     n, found = len(encoder.answer(example)), encoder.uncut(example)
     if not lm.scheme.hides:
         return found
-    encoder.check(lm.facts, lm.task[1] if lm.task else "")
+    encoder.check(lm.origin)
     while True:
         again = encoder.segments(example, encoder.read(answer_states(lm, found, n, adapter=streamed)))
         if again == found or not streamed:
@@ -43,8 +43,12 @@ def segments(lm: CompressedLM, encoder: Encoder, example: Example, streamed: boo
 
 def cuts(lm: CompressedLM, encoder: Encoder, example: Example) -> tuple[int, ...]:
     """Where a stream would end segments of the target, as `Example.cuts`."""
-    found = segments(lm, encoder, replace(example, cuts=()))
-    return encoder.offsets(example, list(itertools.accumulate(len(s.ids) for s in found if s.target and s.compress)))
+    return encoder.offsets(example, edges(segments(lm, encoder, replace(example, cuts=()))))
+
+
+def edges(whole: Sequence[Segment]) -> list[int]:
+    """How many tokens of the answer stand before every boundary."""
+    return list(itertools.accumulate(len(s.ids) for s in whole if s.target and s.compress))
 
 
 @torch.inference_mode()

@@ -98,10 +98,10 @@ class Encoder:
         """The scores of (n, hidden) last hidden states."""
         return {x: x.read(hidden) for x in self.readers}
 
-    def check(self, model: Any, task: str) -> None:
-        """Raises UserError if something learnt belongs to other weights than this base model and (hash of a) task adapter."""
+    def check(self, origin: Mapping[str, str]) -> None:
+        """Raises UserError if something learnt belongs to other weights than hidden states come from (`CompressedLM.origin`)."""
         for x in self.readers:
-            x.check(model, task)
+            x.check(origin)
 
     @cached_property
     def mark(self) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from context_memory import cutting, generate, head
+from context_memory import cutting, head, output
 from context_memory.attention import implementation_of
 from context_memory.data.base import Dataset
 from context_memory.encode import Encoder
@@ -38,7 +38,7 @@ from context_memory.text import Example
 class Settings:
     """How to evaluate."""
 
-    decode: generate.Settings = field(default_factory=generate.Settings)
+    decode: output.Settings = field(default_factory=output.Settings)
     batch_size: int = 8
     generate: bool = True
     likelihood: bool = True
@@ -74,7 +74,7 @@ def evaluate(
     if not examples:
         raise UserError("no examples to evaluate; is evaluation.max_samples 0, or the split empty?")
     name = name or lm.scheme.name
-    encoder.check(lm.facts, lm.task[1] if lm.task else "")
+    encoder.check(lm.origin)
     if settings.likelihood and not lm.scheme.static:
         if not settings.generate:
             raise UserError(f"scheme '{lm.scheme.name}' chooses by the keys and has no likelihood; leave evaluation.generate on.")
@@ -164,7 +164,7 @@ def _run(
     return lines
 
 
-def _answered(line: Prediction, out: generate.Output, seconds: float, scores: dict[str, float]) -> Prediction:
+def _answered(line: Prediction, out: output.Output, seconds: float, scores: dict[str, float]) -> Prediction:
     return replace(
         line, answer=out.text, scores=scores, reason=out.reason, compressions=out.compressions, seconds=seconds,
         prompt_tokens=out.prompt_tokens, tokens=len(out.ids), peak_kv=out.peak_kv_tokens, mean_kv=out.mean_kv_tokens,

@@ -19,72 +19,12 @@ from context_memory.boundaries.base import Step
 from context_memory.encode import Encoder
 from context_memory.errors import InputError
 from context_memory.memory import SLACK, Memory
+from context_memory.output import Output, Settings
 from context_memory.plan import RAW, Column, boundary_columns, build
 from context_memory.text import Segment
 
 if TYPE_CHECKING:
     from context_memory.model import CompressedLM
-
-REFUSED = {
-    "num_beams": "beams share a memory that each of them would compress differently",
-    "assistant_model": "assisted decoding rolls back tokens that are folded into the memory already",
-    "prompt_lookup_num_tokens": "assisted decoding rolls back tokens that are folded into the memory already",
-    "repetition_penalty": "penalties need the text that the memory has forgotten",
-    "no_repeat_ngram_size": "penalties need the text that the memory has forgotten",
-}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to decode. `temperature=0` is greedy."""
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}.")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise InputError(f"temperature must be at least 0 and top_p in (0, 1], got {self.temperature} and {self.top_p}.")
-
-    @classmethod
-    def of(cls, **options: Any) -> Settings:
-        """From keyword arguments as of transformers' `generate`.
-
-        Raises:
-            ValueError: an option that cannot work on a compressed memory, with the reason.
-        """
-        for name, reason in REFUSED.items():
-            if options.pop(name, None) not in (None, 1, 1.0, 0):
-                raise InputError(f"{name} is not supported with a compressed memory: {reason}.")
-        if options.pop("do_sample", True) is False:
-            options["temperature"] = 0.0
-        return cls(**options)
-
-
-@dataclass
-class Output:
-    """One answer and what it cost. Entries are counted a layer, the current segment and comp tokens included."""
-
-    ids: list[int] = field(default_factory=list)
-    text: str = ""
-    reason: str = "length"
-    """Why it ended: `eos`, `stop` (a stop string) or `length`."""
-    compressions: int = 0
-    prompt_tokens: int = 0
-    """Raw tokens given before the answer."""
-    peak_kv_tokens: int = 0
-    """Most entries held at once, from the first generated token on."""
-    peak_reasoning_kv_tokens: int = 0
-    """The same without what is held of the prompt verbatim."""
-    mean_kv_tokens: float = 0.0
-    mean_reasoning_kv_tokens: float = 0.0
-    peak_kv_bytes: int = 0
-    """Live bytes of this row's share of the buffers at their largest, padding included."""
-
 
 @dataclass
 class _Row:
@@ -120,7 +60,7 @@ class Decoder:
         self.lm, self.encoder, self.settings, self.prompts = lm, encoder, settings, prompts
         self.memory = memory if memory is not None else lm.memory(len(prompts))
         self.outputs = [Output(prompt_tokens=sum(len(s.ids) for s in p)) for p in prompts]
-        encoder.check(lm.facts, lm.task[1] if lm.task else "")
+        encoder.check(lm.origin)
         self._lanes: list[_Row | None] = []
         """The row that each row of the memory belongs to; None once its answer has ended."""
         self._random = [torch.Generator().manual_seed(settings.seed + i) for i in range(len(prompts))]

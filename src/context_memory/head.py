@@ -1,7 +1,7 @@
 """A two-layer perceptron on hidden states: a score between 0 and 1 for a token. Made, trained, written to one file, read back.
 
 The file is safetensors; its header says which weights the hidden states came from, so that it is never read with others. Plug-ins that have
-a head (`boundary=classifier`, `pins=learned`) derive from `Learned` besides.
+a head (`boundary=classifier`, `pins=learned`) derive from `Headed` besides.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-class Learned:
-    """A plug-in whose head lies beside the adapter."""
+class Headed:
+    """A plug-in with a head that lies beside the adapter."""
 
     needs_hidden: ClassVar[bool] = True
     file_name: ClassVar[str]
@@ -131,12 +131,18 @@ class Learned:
         """The head, and what it was trained on."""
         return load(self.file)
 
-    def check(self, model: Any, task: str) -> None:
-        """Raises UserError if it was trained on other weights than this base model and (hash of a) task adapter."""
+    def settle(self, tokenizer: Any) -> Any:
+        """The plug-in itself; a file that is not there is told before anything else is done."""
+        _ = self.trained
+        return self
+
+    def check(self, origin: Mapping[str, str]) -> None:
+        """Raises UserError if it was trained on other weights than hidden states come from (`CompressedLM.origin`)."""
         facts = self.trained[1]
-        if model is None or (facts["weights"], facts["task"]) != (model.weights, task):
-            what = "another task adapter" if model is not None and facts["weights"] == model.weights else f"'{facts['model']}'"
-            raise UserError(f"'{self.file}' was trained on {what}, got {model}; train it here (ccm boundary train, ccm pins train).")
+        if (facts["weights"], facts["task"]) != (origin["weights"], origin["task"]):
+            what = "another task adapter" if facts["weights"] == origin["weights"] else f"'{facts['model']}'"
+            train = "train it here (ccm boundary train, ccm pins train)"
+            raise UserError(f"'{self.file}' was trained on {what}, got '{origin['model']}'; {train}.")
 
     def read(self, hidden: Tensor) -> list[float]:
         """The probability of each of the (n, hidden) last hidden states."""

@@ -20,8 +20,9 @@ from context_memory.encode import Encoder
 from context_memory.errors import InputError
 from context_memory.families.base import Family
 from context_memory.gate import Gate
-from context_memory.generate import Decoder, Output, Settings, generate
+from context_memory.generate import Decoder, generate
 from context_memory.memory import Memory
+from context_memory.output import Output, Settings
 from context_memory.pins.base import Pin
 from context_memory.plan import IGNORE, PAD, Mix, Plan, Tokens, visible
 from context_memory.schemes.base import Scheme
@@ -94,6 +95,12 @@ class CompressedLM(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.base.parameters()).device
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Which weights its hidden states come from: what a head that was trained on them belongs to."""
+        name, weights = (self.facts.name, self.facts.weights) if self.facts is not None else ("", "")
+        return {"model": name, "weights": weights, "task": self.task[1] if self.task is not None else ""}
 
     @property
     def n_layers(self) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 from rich.progress import Progress
 
 from context_memory import adapter as folders
-from context_memory import compose, generate
+from context_memory import compose, output
 from context_memory.config import FOLDERS, Config
 from context_memory.errors import UserError
 from context_memory.evaluate import Settings, evaluate
@@ -148,7 +148,7 @@ def run(
     out: list[Record] = []
     for row in rows:
         c, g = row.config, first.generation
-        decode = generate.Settings(g.max_new_tokens, g.temperature, g.top_p, g.seed)
+        decode = output.Settings(g.max_new_tokens, g.temperature, g.top_p, g.seed)
         settings = Settings(decode, e.batch_size, e.generate, e.likelihood, e.profile)
         lm = load_row(c)
         encoder = c.encoder(lm.tokenizer)

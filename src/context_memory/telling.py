@@ -76,11 +76,7 @@ def collect(lm: CompressedLM, encoder: Encoder, examples: Sequence[Example], pro
         if lm.max_positions < sum(len(s.ids) for s in segments) + 2 * lm.scheme.n_comp * len(segments) or not ids:
             continue
         closed = torch.zeros(len(ids), dtype=torch.bool)
-        at = 0
-        for s in segments:
-            if s.target and s.compress:
-                at += len(s.ids)
-                closed[at - 1] = True
+        closed[[edge - 1 for edge in cutting.edges(segments)]] = True
         states.append(cutting.answer_states(lm, segments, len(ids)).float().cpu())
         ends.append(closed)
         problem += [number] * len(ids)

@@ -18,15 +18,16 @@ from typing import Any
 
 from rich.progress import Progress
 
-from context_memory import generate
+from context_memory import output
 from context_memory.annotate import Row, write
 from context_memory.data._answers import digits, final_number, same
 from context_memory.data.base import Dataset
 from context_memory.encode import Encoder
 from context_memory.errors import InputError, UserError
 from context_memory.evaluate import Settings, describe, fits
-from context_memory.generate import Decoder, Output
+from context_memory.generate import Decoder
 from context_memory.model import CompressedLM
+from context_memory.output import Output
 from context_memory.records import append, whole_lines
 from context_memory.report import write_text
 from context_memory.text import Example
@@ -62,7 +63,7 @@ class Traces:
 
 
 def sample(
-    lm: CompressedLM, encoder: Encoder, dataset: Dataset, examples: Sequence[Example], decode: generate.Settings, out: Path,
+    lm: CompressedLM, encoder: Encoder, dataset: Dataset, examples: Sequence[Example], decode: output.Settings, out: Path,
     *, samples: int = 1, batch_size: int = 32, progress: Progress | None = None,
 ) -> Traces:  # fmt: skip
     """Answer every example `samples` times and write the right answers that ended by themselves to `out`.
@@ -108,7 +109,7 @@ def partial_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial.jsonl")
 
 
-def check(examples: Sequence[Example], decode: generate.Settings, out: Path, samples: int, batch_size: int) -> None:
+def check(examples: Sequence[Example], decode: output.Settings, out: Path, samples: int, batch_size: int) -> None:
     """Raises UserError for what can be seen before a model is loaded."""
     if samples < 1 or batch_size < 1:
         raise InputError(f"samples and batch size must be at least 1, got {samples} and {batch_size}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -43,8 +43,8 @@ class Boundary(ABC):
         """A score for each of the (n, hidden) last hidden states; handed to `ends` token by token."""
         raise NotImplementedError(f"boundary '{type(self).__name__.lower()}' reads no hidden states.")
 
-    def check(self, model: Any, task: str) -> None:
-        """Raises UserError if the policy belongs to other weights than this base model and (hash of a) task adapter."""
+    def check(self, origin: Mapping[str, str]) -> None:
+        """Raises UserError if the policy belongs to other weights than hidden states come from (`CompressedLM.origin`)."""
         return None
 
     def settle(self, tokenizer: Any) -> Boundary:

@@ -8,18 +8,18 @@ question that is to be compressed too is cut at its sentences.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from context_memory.boundaries.base import Boundary, Step
 from context_memory.boundaries.sentence import Sentence
 from context_memory.errors import InputError
-from context_memory.head import Learned
+from context_memory.head import Headed
 
 FILE = "classifier.safetensors"
 
 
 @dataclass(frozen=True)
-class Classifier(Learned, Boundary):
+class Classifier(Headed, Boundary):
     """Ends where the head's probability reaches `tau`."""
 
     tau: float = 0.5
@@ -38,10 +38,6 @@ class Classifier(Learned, Boundary):
     @property
     def offline(self) -> Boundary:
         return Sentence(max_segment=self.max_segment)
-
-    def settle(self, tokenizer: Any) -> Boundary:
-        _ = self.trained  # a file that is not there should be told at once
-        return self
 
     def ends(self, step: Step) -> bool:
         if step.score is None:

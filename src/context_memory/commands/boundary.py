@@ -47,11 +47,9 @@ def train(
     except ValueError as e:
         raise UserError(str(e)) from e
     place = out or adapter / FILE
-    assert lm.facts is not None
-    facts = {"model": lm.facts.name, "weights": lm.facts.weights, "task": lm.task[1] if lm.task else ""}
     tau = telling.judge(found, parts["validation"])["best"]["tau"]
     report = telling.judge(found, parts["test"]) | {"tau": tau, "problems": len(set(told.problem.tolist())), **facts_of_this_run()}
-    head.save(found, place, facts | {"adapter": lm.card.files if lm.card else {}, "labels": config.boundary["name"], "tau": tau})
+    head.save(found, place, lm.origin | {"adapter": lm.card.files if lm.card else {}, "labels": config.boundary["name"], "tau": tau})
     _publish(report, place)
     print(f"the best F1 on validation is at tau={tau:g}: ccm evaluate --adapter {adapter} boundary=classifier boundary.tau={tau:g}")
 
@@ -73,7 +71,7 @@ def evaluate(
     policy = Classifier(path=str(path or adapter))
     found, _ = policy.trained
     _, lm, told = _told(adapter, overrides, recipe, split, problems)
-    policy.check(lm.facts, lm.task[1] if lm.task else "")
+    policy.check(lm.origin)
     report = telling.judge(found, told) | {"problems": len(set(told.problem.tolist())), **facts_of_this_run()}
     _publish(report, policy.file.with_name(f"{policy.file.stem}-{split}"))
 

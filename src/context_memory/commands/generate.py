@@ -19,7 +19,8 @@ def generate(
     """Answer a question, piece by piece. Without an adapter and a scheme: the plain model with its full context."""
     from context_memory import rows
     from context_memory.errors import UserError
-    from context_memory.generate import Decoder, Settings
+    from context_memory.generate import Decoder
+    from context_memory.output import Settings
 
     given = list(overrides or [])
     chosen = adapter or recipe or any(o.startswith(("model.adapter=", "scheme=")) for o in given)

@@ -52,9 +52,7 @@ def train(
     except ValueError as e:
         raise UserError(str(e)) from e
     place = out or adapter / FILE
-    assert lm.facts is not None
-    facts = {"model": lm.facts.name, "weights": lm.facts.weights, "task": lm.task[1] if lm.task else ""}
-    head.save(made, place, facts | {"adapter": lm.card.files if lm.card else {}, "budget": budget})
+    head.save(made, place, lm.origin | {"adapter": lm.card.files if lm.card else {}, "budget": budget})
     kept = saliency.compare(made, test, encoder, budget)
     table = Table(
         title=f"share of the gain that {budget} tokens a segment keep, {len(test.ids):,} tokens of other problems", title_justify="left"

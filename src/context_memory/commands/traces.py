@@ -26,7 +26,7 @@ def traces(
 
     from context_memory import report, rows
     from context_memory import traces as own
-    from context_memory.generate import Settings
+    from context_memory.output import Settings
 
     given = list(overrides or [])
     config = rows.configure(given, recipe, adapter)

@@ -58,8 +58,8 @@ class Pin(ABC):
         """A score for each of the (n, hidden) last hidden states."""
         raise NotImplementedError(f"pins '{type(self).__name__.lower()}' reads no hidden states.")
 
-    def check(self, model: Any, task: str) -> None:
-        """Raises UserError if the rule belongs to other weights than this base model and (hash of a) task adapter."""
+    def check(self, origin: Mapping[str, str]) -> None:
+        """Raises UserError if the rule belongs to other weights than hidden states come from (`CompressedLM.origin`)."""
         return None
 
     def settle(self, tokenizer: Any) -> Pin:

@@ -7,9 +7,9 @@ model's own gradients (`saliency.py`), with no list of what matters. Kept beside
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from context_memory.head import Learned as Headed
+from context_memory.head import Headed
 from context_memory.pins.base import Piece, Pin
 
 FILE = "pins.safetensors"
@@ -28,10 +28,6 @@ class Learned(Headed, Pin):
     def __post_init__(self) -> None:
         if self.budget < 0 or not 0 <= self.floor < 1:
             raise ValueError(f"pins.learned needs budget >= 0 and 0 <= floor < 1, got {self.budget} and {self.floor:g}.")
-
-    def settle(self, tokenizer: Any) -> Pin:
-        _ = self.trained  # a file that is not there should be told at once
-        return self
 
     def chooses(self, piece: Piece) -> list[int]:
         """The highest first; nothing of a question or a context, whose hidden states are not read."""

@@ -10,6 +10,8 @@ import pytest
 
 import toys
 from context_memory import cli, plugins, records
+from context_memory.compose import load
+from context_memory.rows import configure
 
 Ccm = Callable[..., tuple[int, str, str]]
 SMALL = ("model.dtype=float32", "boundary=every", "boundary.n=9", "evaluation.max_samples=3", "generation.max_new_tokens=24")
@@ -80,6 +82,22 @@ def test_a_sweep_has_a_row_for_every_combination(ccm: Ccm, toy: Path, adapters: 
     for axis, message in refused.items():
         code, _, err = ccm("evaluate", "--adapter", adapters[1], *common, "--sweep", axis)
         assert (code, message in err) == (2, True), err
+
+
+def test_what_is_chosen_again_keeps_the_settings_of_the_card() -> None:
+    """A sweep over plug-ins compares them as the adapter was trained, `n_comp` and budgets included, not with the defaults."""
+    shipped = Path(__file__).parents[1] / "adapters" / "smollm2-135m-instruct-gsm-symbolic-concat"
+    card = json.loads((shipped / "ccm.json").read_text())["config"]
+    usual = load(["pins=[prompt,results,sink]"])
+    assert card["scheme"] != usual.scheme and card["pins"]["results"] != usual.pins["results"]
+
+    again = configure(["scheme=concat", "boundary=newline", "pins=[prompt,results,sink]"], adapter=shipped)
+    assert (again.scheme, again.boundary) == (card["scheme"], card["boundary"])
+    assert again.pins == card["pins"] | {"sink": usual.pins["sink"]}
+
+    others = configure(["scheme=merge", "boundary=sentence", "pins=[sink]"], adapter=shipped)
+    plain = load(["scheme=merge", "boundary=sentence", "pins=[sink]"])
+    assert (others.scheme, others.boundary, others.pins) == (plain.scheme, plain.boundary, plain.pins)
 
 
 def test_schemes_without_comp_tokens_leave_the_adapter_aside(ccm: Ccm, toy: Path, adapters: tuple[Path, Path], tmp_path: Path) -> None:

@@ -47,10 +47,10 @@ def load(overrides: Sequence[str] = (), recipe: str | Path | None = None) -> Con
         UserError: an unknown key, value, plug-in or recipe; the message names it and says what there is.
     """
     given = [_plain(o) for o in overrides]
-    chosen = _choices(given)
+    chosen = choices(given)
     first = [o for o in read_recipe(recipe) if not _left_behind(o, chosen)] if recipe else []
     every = [*first, *given]
-    groups = {**FIRST, **_choices(first), **chosen}
+    groups = {**FIRST, **choices(first), **chosen}
     tree = _compose(every, groups)
     config = Config.from_dict(tree)
     _check(config)
@@ -119,8 +119,12 @@ def _plain(override: str) -> str:
     return f"model.name={value}" if key == "model" else f"{key.removeprefix('--')}={value}"
 
 
-def _choices(overrides: Sequence[str]) -> dict[str, list[str]]:
-    """Which plug-ins the overrides choose, group by group."""
+def choices(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Which plug-ins the overrides choose, group by group.
+
+    >>> choices(["scheme=concat", "scheme.n_comp=2", "pins=[prompt,sink]"])
+    {'scheme': ['concat'], 'pins': ['prompt', 'sink']}
+    """
     out: dict[str, list[str]] = {}
     for override in overrides:
         key, _, value = override.partition("=")

@@ -148,7 +148,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> Config:
-        """The inverse of `to_dict`; keys of a later version are left out."""
+        """The inverse of `to_dict`; keys of a later version are left out, those that an earlier one lacked have their defaults."""
         out: dict[str, Any] = {}
         for f in dataclasses.fields(cls):
             if f.name not in tree:
@@ -157,7 +157,7 @@ class Config:
             kind = PLAIN.get(f.name)
             if kind is not None:
                 value = kind(**{k: v for k, v in value.items() if k in {x.name for x in dataclasses.fields(kind)}})
-            out[f.name] = value
+            out[f.name] = asdict(DataExtras()) | value if f.name == "data" and value else value
         return cls(**out)
 
     # ---- the plug-ins -----------------------------------------------------------------------------------------------

@@ -46,18 +46,19 @@ class Row:
 
 
 def brought(adapter: str | Path, overrides: Sequence[str] = ()) -> list[str]:
-    """The configuration that an adapter brings along, as overrides: all but what belongs to a group that is chosen anew."""
+    """The configuration that an adapter brings along, as overrides: all but what belongs to plug-ins that another takes the place of."""
     tree = folders.read_card(adapter).config
-    chosen = {o.partition("=")[0] for o in overrides}
+    chosen = compose.choices(overrides)
     out = [f"model.{k}={_text(tree['model'][k])}" for k in BROUGHT if k in tree.get("model", {})]
     for group in FOLDERS:
         settings = tree.get(group) or {}
-        if group in chosen or not settings:
+        names = chosen.get(group)
+        if not settings:
             continue
         if group == "pins":
-            out.append(f"pins=[{','.join(settings)}]")
-            out += [f"pins.{n}.{k}={_text(v)}" for n, s in settings.items() for k, v in s.items()]
-        else:
+            out += [f"pins=[{','.join(settings)}]"] if names is None else []
+            out += [f"pins.{n}.{k}={_text(v)}" for n, s in settings.items() if names is None or n in names for k, v in s.items()]
+        elif names in (None, [settings["name"]]):
             out.append(f"{group}={settings['name']}")
             out += [f"{group}.{k}={_text(v)}" for k, v in settings.items() if k != "name"]
     return out

@@ -42,7 +42,7 @@ def test_decode_steps(toy: Path, tmp_path: Path) -> None:
     assert not (off / TRACE).exists() and not (off / TABLE).exists()
     assert [(p.answer, p.nll) for p in plain.lines] == [(p.answer, p.nll) for p in record.lines]
     assert (off / records.SETTINGS).read_text() == (folder / records.SETTINGS).read_text()
-    with pytest.raises(UserError, match="records decode steps and generate is off"):
+    with pytest.raises(UserError, match="profile looks at answers and generate is off"):
         evaluated(toy, tmp_path / "none", "evaluation.profile=true", "evaluation.generate=false")
 
 

@@ -111,6 +111,9 @@ class EvaluationConfig:
     """Answer the questions; false: likelihoods alone."""
     likelihood: bool = True
     """The negative log-likelihood of the targets; false: answers alone, in about half the time."""
+    recall: bool = False
+    """Also ask, after each answer, for the numbers of its earlier lines (`recall.py`): the score `recall`, and `recall` in every line of
+    predictions.jsonl."""
     profile: bool = False
     """Write a trace of decode steps 3 to 13 of the first batch that is run and a table of the most expensive operators into each
     row's folder (`profiling.py`). The answers are the same; that batch takes longer."""

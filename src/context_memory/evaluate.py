@@ -29,6 +29,7 @@ from context_memory.metrics import Metrics, Prediction, summarise
 from context_memory.model import CompressedLM
 from context_memory.plan import IGNORE, Plan, layout, stack
 from context_memory.profiling import DECODING, profiled
+from context_memory.recall import Recalled, recall
 from context_memory.records import Store, facts_of_this_run
 from context_memory.schemes.base import Scheme
 from context_memory.text import Example
@@ -43,6 +44,8 @@ class Settings:
     generate: bool = True
     likelihood: bool = True
     """Also the negative log-likelihood of the targets."""
+    recall: bool = False
+    """Also which numbers of its answer the memory still gives back."""
     profile: bool = False
     """Also a trace of a few decode steps of the first batch that is run."""
 
@@ -51,8 +54,9 @@ class Settings:
             raise InputError(f"batch_size must be at least 1, got {self.batch_size}.")
         if not (self.generate or self.likelihood):
             raise InputError("generate and likelihood are both off: there is nothing to evaluate; leave one on.")
-        if self.profile and not self.generate:
-            raise InputError("profile records decode steps and generate is off: there are none; leave generate on.")
+        for name in ("recall", "profile"):
+            if getattr(self, name) and not self.generate:
+                raise InputError(f"{name} looks at answers and generate is off: there are none; leave generate on.")
 
 
 def evaluate(
@@ -157,6 +161,9 @@ def _run(
             ticker.token()
         seconds = (time.perf_counter() - began) / len(batch)
         lines = [_answered(i.line, out, seconds, dataset.score(i.example, out.text)) for i, out in zip(batch, decoder.outputs)]
+        if settings.recall:
+            found = recall(lm, encoder, [i.example for i in batch], [out.text for out in decoder.outputs])
+            lines = [_recalled(line, numbers) for line, numbers in zip(lines, found)]
     if settings.likelihood:
         sums = likelihoods(lm, [i.plan for i in batch])
         lines = [replace(line, nll=nll, nll_tokens=n) for line, (nll, n) in zip(lines, sums)]
@@ -171,6 +178,12 @@ def _answered(line: Prediction, out: output.Output, seconds: float, scores: dict
         peak_reasoning_kv=out.peak_reasoning_kv_tokens, mean_reasoning_kv=out.mean_reasoning_kv_tokens,
         peak_kv_bytes=out.peak_kv_bytes,
     )  # fmt: skip
+
+
+def _recalled(line: Prediction, numbers: Sequence[Recalled]) -> Prediction:
+    """The score is the share of an answer's numbers; an answer without any has none."""
+    scores = {"recall": sum(n.known for n in numbers) / len(numbers)} if numbers else {}
+    return replace(line, recall=tuple(numbers), scores={**line.scores, **scores})
 
 
 @torch.inference_mode()
@@ -234,6 +247,7 @@ def describe(lm: CompressedLM, encoder: Encoder, settings: Settings) -> dict[str
         "prompt": encoder.question,
         "decode": asdict(settings.decode) | {"stop": list(settings.decode.stop)} if settings.generate else None,
         "likelihood": settings.likelihood,
+        **({"recall": True} if settings.recall else {}),
     }
 
 

@@ -21,7 +21,7 @@ from context_memory.errors import InputError
 from context_memory.memory import SLACK, Memory
 from context_memory.output import Output, Settings
 from context_memory.plan import RAW, Column, boundary_columns, build
-from context_memory.text import Segment
+from context_memory.text import Segment, runs
 
 if TYPE_CHECKING:
     from context_memory.model import CompressedLM
@@ -86,15 +86,15 @@ class Decoder:
 
     def _start(self) -> None:
         """Write what comes before the answer, segment by segment, and sample the first token of every row."""
-        runs = [_runs(p) for p in self.prompts]
+        turns = [runs(p) for p in self.prompts]
         last: dict[int, Tensor] = {}
-        for i in range(max(len(r) for r in runs)):
-            turn = [r[i] if i < len(r) else [] for r in runs]
+        for i in range(max(map(len, turns))):
+            turn = [t[i] if i < len(t) else [] for t in turns]
             hidden = self.memory.run(turn)
             last |= {n: hidden[n, raw - 1] for n, segments in enumerate(turn) if (raw := sum(len(s.ids) for s in segments))}
-        first = torch.stack([last[n] for n in range(len(runs))])
+        first = torch.stack([last[n] for n in range(len(turns))])
         self._lanes = [_Row(n, out, self.memory.clock[n], -1) for n, out in enumerate(self.outputs)]
-        self._count_prompt(range(len(runs)))
+        self._count_prompt(range(len(turns)))
         self._sample(self.lm.logits(first))
 
     def _accept(self, row: _Row) -> bool:
@@ -218,16 +218,6 @@ class Decoder:
             row = self._lanes[lane]
             if row is not None:
                 row.held_prompt = int((known[lane] & (held.position[lane] < row.prompt_end)).sum())
-
-
-def _runs(segments: Sequence[Segment]) -> list[list[Segment]]:
-    """Cut a list of segments so that each part ends with at most one that is compressed."""
-    out: list[list[Segment]] = [[]]
-    for segment in segments:
-        out[-1].append(segment)
-        if segment.compress:
-            out.append([])
-    return [r for r in out if r]
 
 
 def generate(

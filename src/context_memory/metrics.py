@@ -47,6 +47,8 @@ class Prediction:
     nll: float | None = None
     """Sum over the target's tokens, teacher-forced."""
     nll_tokens: int = 0
+    recall: Sequence[tuple[str, bool, float]] = ()
+    """Numbers of the answer: which, whether the memory gives it back, and with what probability (`recall.py`)."""
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -150,7 +150,7 @@ def run(
     for row in rows:
         c, g = row.config, first.generation
         decode = output.Settings(g.max_new_tokens, g.temperature, g.top_p, g.seed)
-        settings = Settings(decode, e.batch_size, e.generate, e.likelihood, e.profile)
+        settings = Settings(decode, e.batch_size, e.generate, e.likelihood, e.recall, e.profile)
         lm = load_row(c)
         encoder = c.encoder(lm.tokenizer)
         said = {"data": first.data, "split": e.split, "seed": g.seed, "note": row.note, **(notes or {})}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,3 +44,13 @@ class Segment:
             flags = getattr(self, name)
             if flags and len(flags) != len(self.ids):
                 raise ValueError(f"{name} has {len(flags)} flags for {len(self.ids)} tokens; give one a token, or none.")
+
+
+def runs(segments: Sequence[Segment]) -> list[list[Segment]]:
+    """The segments in parts that each end with at most one that is compressed, as `Memory.run` takes them."""
+    out: list[list[Segment]] = [[]]
+    for segment in segments:
+        out[-1].append(segment)
+        if segment.compress:
+            out.append([])
+    return [part for part in out if part]

@@ -18,8 +18,9 @@ from torch.nn.functional import pad
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from context_memory import memory_merge
 from context_memory.errors import InputError
-from context_memory.plan import COMP, PAD, SLOT, Mix, Plan, Tokens, build, layout, stack
+from context_memory.plan import PAD, Plan, Tokens, build, layout, stack
 from context_memory.text import Segment
 
 if TYPE_CHECKING:
@@ -127,26 +128,6 @@ class Memory(Cache):
         self.clock = list(clock)
         return hidden
 
-    def mix(self, plan: Plan, used: int) -> Mix | None:
-        """How the slots that are being run follow from the slots held and the fresh comp tokens."""
-        if not self.lm.scheme.mixes or not bool(plan.tokens.slot.any()):
-            return None
-        n = self.lm.scheme.n_comp
-        held = self.held.map(lambda x: x[:, :used])
-        slot, big = self.slot[:, :used], used + n
-
-        def columns(where: Tensor) -> Tensor:
-            return torch.where(where, slot, big).sort(dim=1, stable=True).indices[:, :n]
-
-        fresh = held.index >= 0
-        source = torch.stack([columns(held.slot & ~fresh), columns(held.comp & fresh)], 1)
-        target = columns(held.slot & fresh)
-        folds = plan.tokens.slot.any(1)
-        rate = torch.tensor([self.lm.scheme.rate(s) for s in self.step], dtype=torch.float64, device=slot.device)
-        rows = folds.nonzero()[:, 0].repeat_interleave(n)
-        lanes = torch.arange(n, device=slot.device).repeat(len(rows) // n)
-        return Mix(torch.stack([1 - rate, rate], -1)[:, None], source, rows, target[rows, lanes], lanes)
-
     def fold(self, rows: Sequence[int], exact: bool = True) -> None:
         """Close the segment of these rows: fold its comp keys and values in, free whatever no later token can see."""
         scheme = self.lm.scheme
@@ -155,7 +136,7 @@ class Memory(Cache):
         which = torch.tensor(list(rows), device=self.slot.device)
         step, clock = (torch.tensor([x[r] for r in rows], device=self.slot.device)[:, None] for x in (self.step, self.clock))
         if scheme.mixes:
-            self._average(which, [scheme.rate(self.step[r]) for r in rows])
+            memory_merge.average(self, which, [scheme.rate(self.step[r]) for r in rows])
         held = self.held.map(lambda x: x[which])
         keep = (held.kind != PAD) & scheme.kept(held, step, clock)
         counts = keep.sum(1)
@@ -179,29 +160,6 @@ class Memory(Cache):
         need, have = max(self.length), self.slot.shape[1]
         if (exact and have > need) or have - need > 2 * SLACK:
             self._resize(need)
-
-    def _average(self, which: Tensor, rates: list[float]) -> None:
-        """Update the float32 running averages of these rows and store them in their fresh slot columns."""
-        n = self.lm.scheme.n_comp
-        kind, segment = self.held.kind[which], self.held.segment[which]
-        step = torch.tensor([self.step[int(r)] for r in which], device=which.device)[:, None]
-
-        def columns(k: int) -> Tensor:
-            where = (kind == k) & (segment == step)
-            return torch.where(where, self.slot[which], n).sort(dim=1, stable=True).indices[:, :n]
-
-        comp, slot = columns(COMP), columns(SLOT)
-        rate = torch.tensor(rates, dtype=torch.float64, device=which.device)[:, None, None, None]
-        for i, layer in enumerate(self.layers):
-            if i == len(self.mean):
-                wide = torch.promote_types(layer.keys.dtype, torch.float32)
-                keys, values = (x.new_zeros(self.rows, x.shape[1], n, x.shape[3], dtype=wide) for x in (layer.keys, layer.values))
-                self.mean.append((keys, values))
-            for mean, buffer in zip(self.mean[i], (layer.keys, layer.values)):
-                fresh = buffer[which[:, None], :, comp].transpose(1, 2)
-                new = ((1 - rate) * mean[which] + rate * fresh).to(mean.dtype)
-                mean[which] = new
-                buffer[which[:, None], :, slot] = new.transpose(1, 2).to(buffer.dtype)
 
     def _resize(self, width: int) -> None:
         """Reallocate every buffer with this many columns: what is cut off is really freed."""

@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
-from context_memory import attention, gate, memory_file, plugins
+from context_memory import attention, gate, memory_file, memory_merge, plugins
 from context_memory.boundaries.base import Boundary
 from context_memory.encode import Encoder
 from context_memory.errors import InputError
@@ -123,7 +123,7 @@ class CompressedLM(nn.Module):
         `adapter=False` is the frozen model, whatever the gate.
         """
         if memory is not None:
-            return self._pass(plan, memory, memory.held.map(lambda x: x[:, :used]), memory.mix(plan, used), adapter)
+            return self._pass(plan, memory, memory.held.map(lambda x: x[:, :used]), memory_merge.mix(memory, plan, used), adapter)
         if not self.scheme.static:
             raise InputError(f"scheme '{self.scheme.name}' chooses by the keys and has no mask for one pass; run it on a memory.")
         mix, frozen = plan.mix(self.scheme), self._frozen(plan) if adapter else 0

@@ -75,6 +75,27 @@ def test_loaded_is_what_was_saved(toy: Path, made: tuple[Path, Path], tmp_path: 
     assert CompressedLM.load(str(toy), adapter=folder, dtype="float32").scheme == lm.scheme
 
 
+@pytest.mark.parametrize("scheme", ["full", "concat"])
+def test_a_rounded_adapter_is_smaller_and_computes_in_float32(toy: Path, scheme: str, tmp_path: Path) -> None:
+    config = configured([f"model={toy}", "model.dtype=float32", f"scheme={scheme}"])
+    lm = loading.build(config).eval()
+    with torch.no_grad():
+        for name, p in lm.named_parameters():
+            if "lora_" in name:
+                p.normal_(std=0.2)
+    card = loading.card_of(lm, config, tmp_path / "a")
+    exact, small = adapter.save(lm, tmp_path / "exact", card), adapter.save(lm, tmp_path / "small", card, torch.float16)
+    assert (small / adapter.LORA).stat().st_size < 0.7 * (exact / adapter.LORA).stat().st_size
+    assert (small / adapter.COMP).is_file() == (scheme == "concat")
+    with torch.no_grad():
+        for name, p in lm.named_parameters():
+            if "lora_" in name:
+                p.copy_(p.half())
+        back = load(str(toy), small, dtype="float32")
+        assert {p.dtype for p in back.parameters()} == {torch.float32}
+        torch.testing.assert_close(back(plan(back)), lm(plan(lm)), rtol=1e-5, atol=1e-5)  # a task adapter is merged, which rounds
+
+
 def test_the_task_adapter_is_merged_in_float32_and_rounded_once(toy: Path, made: tuple[Path, Path]) -> None:
     base = AutoModelForCausalLM.from_pretrained(toy, dtype=torch.float32)
     stock = PeftModel.from_pretrained(base, str(made[0])).merge_and_unload()

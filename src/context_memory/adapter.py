@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from context_memory.errors import UserError
@@ -122,8 +123,11 @@ def describe(name: str, folder: Path, config: Any) -> Base:
     return Base(plain, config.num_hidden_layers, config.hidden_size, config.vocab_size, fingerprint(folder))
 
 
-def save(lm: CompressedLM, folder: str | Path, card: Card) -> Path:
+def save(lm: CompressedLM, folder: str | Path, card: Card, dtype: torch.dtype | None = None) -> Path:
     """Write the adapter of `lm` to `folder`, replacing what is there.
+
+    Args:
+        dtype: to round the LoRA to, for smaller files; else it is written as it is.
 
     Raises:
         ValueError: the model has no adapter.
@@ -136,7 +140,8 @@ def save(lm: CompressedLM, folder: str | Path, card: Card) -> Path:
     shutil.rmtree(beside, ignore_errors=True)
     for config in lm.peft.peft_config.values():
         config.base_model_name_or_path = card.base.name
-    lm.peft.save_pretrained(str(beside), save_embedding_layers=False)
+    state = {k: v.to(dtype) if dtype and "lora_" in k else v for k, v in lm.peft.state_dict().items()}
+    lm.peft.save_pretrained(str(beside), save_embedding_layers=False, state_dict=state)
     (beside / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     if lm.scheme.n_comp:
         save_file({"weight": lm.comp.weight.detach().cpu().contiguous()}, beside / COMP)

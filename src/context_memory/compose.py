@@ -26,6 +26,7 @@ CHOICES = {
     "model.gate": ("auto", "comp", "all"),
     "model.positions": ("skip", "base"),
     "model.prompt": ("keep", "compress"),
+    "training.save_dtype": ("float32", "float16", "bfloat16"),
     "training.loss": ("ce", "distill"),
     "training.schedule": ("cosine", "linear", "constant", "constant_with_warmup"),
     "evaluation.split": ("train", "validation", "test"),

@@ -84,6 +84,8 @@ class TrainingConfig:
     patience: int = 3
     """Evaluations without a new best before training stops; 0: never."""
     save_steps: int = 50
+    save_dtype: str = "float32"
+    """Of the LoRA in the finished adapter's file; `float16` halves it. Checkpoints are exact."""
     log_steps: int = 5
     wandb: bool = True
     """Weights & Biases, where a key is configured."""

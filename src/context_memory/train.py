@@ -22,7 +22,7 @@ from context_memory import gate
 from context_memory.config import Config
 from context_memory.errors import UserError
 from context_memory.job import Job, lower, prepare
-from context_memory.loading import card_of
+from context_memory.loading import card_of, numbers
 from context_memory.model import CompressedLM
 from context_memory.profiling import TRAINING, EachStep, profiled
 from context_memory.progress import Clock, Progress, trackers
@@ -30,7 +30,7 @@ from context_memory.trainer import CcmTrainer, Learner, newest, put_back
 
 LENGTH = ("max_steps", "epochs", "patience")
 """Settings of `training` that say how long a run is,"""
-BESIDE = ("max_minutes", "eval_steps", "eval_samples", "save_steps", "log_steps", "wandb", "report_to", "threads", "profile")
+BESIDE = ("max_minutes", "eval_steps", "eval_samples", "save_steps", "log_steps", "wandb", "report_to", "threads", "profile", "save_dtype")
 """and those that are beside the point: a run may be gone on with under another value of any of them."""
 
 
@@ -114,7 +114,7 @@ def _run(job: Job, folder: Path, told: list[str], main: bool) -> Result:
     loss, step = (best[0], best[1]) if best else (None, None)
     result = Result(folder, folder / "adapter", steps, not clock.stopped, loss, step, final, clock.asked)
     if main:
-        folders.save(lm, result.adapter, card_of(lm, config, result.adapter))
+        folders.save(lm, result.adapter, card_of(lm, config, result.adapter), numbers(config.training.save_dtype))
         note = {k: v for k, v in asdict(result).items() if k not in ("folder", "adapter")}
         folders.write_json(folder / "result.json", {**note, "length": _length(config)})
     return result

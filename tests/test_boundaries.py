@@ -132,6 +132,19 @@ def test_rules_leave_short_ends_to_what_follows() -> None:
     assert cut("2 = 2.\nSo 3 = 3 it is.\n", min_segment=8) == ["2 = 2.\nSo 3 = 3 it is.", "\n"]
 
 
+def test_rules_cut_softly_where_no_sum_is_open() -> None:
+    """Between words once a segment is long enough; never between a sum and its result, as `max_segment` alone would."""
+    text = "Now after a while Ann has 30 + 40 * 2 = 110 figs in her large bag. She sells 5 x 2 = 10 of them."
+    soft = cut(text, min_segment=4, soft=4)
+    assert "".join(soft) == text and len(soft) > 4
+    assert [p for p in soft if "=" in p] == [p for p in soft if re.search(r"[-+*x] \d", p)]
+    hard = cut(text, min_segment=4, max_segment=5)
+    assert any("=" in p and not re.search(r"\d [-+*x] \d.* =", p) for p in hard), "the control cuts a sum in two"
+    for wrong in (3, 256):
+        with pytest.raises(ValueError, match=f"needs soft from min_segment=4 to below max_segment=256, got {wrong}"):
+            Rules(min_segment=4, soft=wrong)
+
+
 def test_random_is_random_and_always_the_same() -> None:
     ids = list(range(20_000))
     cuts = {seed: [len(s) for s in Random(mean=10, seed=seed, max_segment=200).split(ids, str)] for seed in (0, 1)}

@@ -31,10 +31,20 @@ class Rules(Boundary):
     """Shorter ones go on to the next place."""
     words: str = "so thus hence therefore total answer result finally conclusion"
     """What a conclusion is known by."""
+    soft: int | None = None
+    """Tokens after which a segment ends at the next word, wherever no sum is open: short segments that `max_segment` would get by
+    cutting sums in two. None: only where a thought ends."""
     max_segment: int = 256
 
+    WORD: ClassVar[re.Pattern[str]] = re.compile(r"[^\W\d_]{2,}[\"')\],;:.!?]*\s*$")  # an x alone multiplies
     CLAUSE: ClassVar[re.Pattern[str]] = re.compile(r"[^\d\s][,;:.!?][\"')\]]*\s*$|\n\s*$|\d[;!?]\s*$")
     ITEM: ClassVar[re.Pattern[str]] = re.compile(r"^\s*(?:[-*•]|\(?\d{1,2}[.)]|Step \d+:?)\s+\S.*\n\s*$", re.DOTALL | re.IGNORECASE)
+
+    def __post_init__(self) -> None:
+        if self.soft is not None and not self.min_segment <= self.soft < self.max_segment:
+            raise ValueError(
+                f"boundary 'rules' needs soft from min_segment={self.min_segment} to below max_segment={self.max_segment}, got {self.soft}."
+            )
 
     def ends(self, step: Step) -> bool:
         if len(step.ids) < self.min_segment or not step.piece.strip(" ") or not step.text.strip():
@@ -44,9 +54,11 @@ class Rules(Boundary):
             return False
         if any(text.rstrip().endswith(b) for _, b in MATHS):
             return True
+        calculated = calculates(text)
+        if self.soft and len(step.ids) >= self.soft and calculated is not False and self.WORD.search(text):
+            return True
         if not self.CLAUSE.search(text):
             return False
-        calculated = calculates(text)
         return calculated is not False and bool(calculated or self.concludes(text) or self.ITEM.search(text))
 
     def concludes(self, text: str) -> bool:

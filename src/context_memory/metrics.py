@@ -59,7 +59,7 @@ class Prediction:
     def of(cls, line: Mapping[str, Any]) -> Prediction:
         """From a parsed line; keys of a later version are left out."""
         known = {f.name for f in fields(cls)}
-        return cls(**{k: v for k, v in line.items() if k in known})
+        return cls(**{k: tuple(map(tuple, v)) if k == "recall" else v for k, v in line.items() if k in known})
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from context_memory.text import Example, Segment
 
 torch.set_num_threads(1)
 EXAMPLE = Example("7 bags of 4?", "")
-ANSWERS = ("7 * 4 = 28\nSo 28.\nAgain 17 + 7 = 24\n#### 24", "one\n7\n\n7 7 3\n#### 7\n", "#### 7", "")
+ANSWERS = ("7 * 4 = 28\nSo 28 + 27 = 55.\nAgain 27 + 28 + 7 = 62\n#### 62", "3 and 1\n\n1 1 3\na 1\nbc 1\nSo 1\n#### 1\n", "#### 7", "")
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +38,11 @@ def adapter(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def model(toy: Path, adapter: Path | None = None) -> tuple[CompressedLM, Encoder]:
-    """In float64, and fond of the figure 7."""
+    """In float64, and fond of the figure 1."""
     lm = loading.load(str(toy), adapter, scheme=None if adapter else make("schemes", "full"), dtype="float64")
     encoder = Encoder(lm.encoder.tokenizer, make("boundaries", "every", n=6), [make("pins", "results", budget=1)])
     with torch.no_grad():
-        lm.base.get_output_embeddings().weight[encoder.ids("7")[0]] *= -6
+        lm.base.get_output_embeddings().weight[encoder.ids("1")[0]] *= 6
     return lm, encoder
 
 
@@ -66,10 +66,10 @@ def in_one_pass(lm: CompressedLM, encoder: Encoder, answer: str, line: str) -> l
 def test_the_memory_is_asked_and_nothing_else(toy: Path, adapter: Path) -> None:
     lm, encoder = model(toy, adapter)
     found = recall(lm, encoder, [EXAMPLE] * len(ANSWERS), ANSWERS)
-    assert [[n.number for n in answer] for answer in found] == [["7", "4", "28", "28", "17", "7", "24"], ["7", "7", "7", "3"], [], []]
-    lines = ["7 * 4 = 28", "So 28."]
-    wanted = [n for line in lines for n in in_one_pass(lm, encoder, ANSWERS[0], line)]
-    for mine, theirs in zip(found[0], wanted, strict=False):
+    assert [[n.number for n in answer] for answer in found] == [["28", "27", "28", "62"], ["1", "3", "1", "1", "1", "1"], [], []]
+    lines = {"So 28 + 27 = 55.": (0,), "Again 27 + 28 + 7 = 62": (0, 1), "#### 62": (0,)}
+    wanted = [in_one_pass(lm, encoder, ANSWERS[0], line)[i] for line, places in lines.items() for i in places]
+    for mine, theirs in zip(found[0], wanted, strict=True):
         assert (mine.number, mine.known) == (theirs.number, theirs.known)
         assert mine.p == pytest.approx(theirs.p, rel=1e-6)
     assert {n.known for answer in found for n in answer} == {True, False}

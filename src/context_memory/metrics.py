@@ -59,7 +59,8 @@ class Prediction:
     def of(cls, line: Mapping[str, Any]) -> Prediction:
         """From a parsed line; keys of a later version are left out."""
         known = {f.name for f in fields(cls)}
-        return cls(**{k: tuple(map(tuple, v)) if k == "recall" else v for k, v in line.items() if k in known})
+        found = {k: v for k, v in line.items() if k in known}
+        return cls(**found | {"recall": tuple(map(tuple, line.get("recall", ())))})
 
 
 @dataclass(frozen=True)

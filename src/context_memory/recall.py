@@ -39,12 +39,12 @@ def recall(lm: CompressedLM, encoder: Encoder, examples: Sequence[Example], answ
     said = [
         as_fed(cutting.segments(lm, encoder, replace(e, target=answer, cuts=())), encoder) for e, answer in zip(examples, answers)
     ]
-    memory = remembered(lm, said)
+    memory = _remembered(lm, said)
     return [_asked(lm, encoder, memory, row, e.prompt, segments) for row, (e, segments) in enumerate(zip(examples, said))]
 
 
 @torch.inference_mode()
-def remembered(lm: CompressedLM, texts: Sequence[Sequence[Segment]]) -> Memory:
+def _remembered(lm: CompressedLM, texts: Sequence[Sequence[Segment]]) -> Memory:
     """The memory of several texts, a row each."""
     memory = lm.memory(len(texts))
     turns = [runs(segments) for segments in texts]

@@ -32,8 +32,8 @@ class Rules(Boundary):
     words: str = "so thus hence therefore total answer result finally conclusion"
     """What a conclusion is known by."""
     soft: int | None = None
-    """Tokens after which a segment ends at the next word, wherever no sum is open: short segments that `max_segment` would get by
-    cutting sums in two. None: only where a thought ends."""
+    """Tokens after which a segment ends at the next word as well: short segments that leave sums of bare numbers whole, which
+    `max_segment` cuts in two (a sum with units can still be cut behind one of them). None: only where a thought ends."""
     max_segment: int = 256
 
     WORD: ClassVar[re.Pattern[str]] = re.compile(r"[^\W\d_]{2,}[\"')\],;:.!?]*\s*$")  # an x alone multiplies

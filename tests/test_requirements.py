@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-EXTRAS_PINNED = ("gym", "dev")
+EXTRAS_PINNED = ("gym", "retrieval", "dev")
 ACCELERATOR = ("nvidia", "cuda", "triton")
 """What builds of torch for an accelerator bring along, each its own."""
 EXACT = re.compile(r"[a-z0-9][a-z0-9-]*==[0-9][0-9A-Za-z.]*")

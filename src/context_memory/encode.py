@@ -122,14 +122,18 @@ class Encoder:
         """The text of an answer; end-of-turn, the policy's own mark and other special tokens are left out."""
         return str(self.tokenizer.decode([i for i in ids if i not in self.mark], skip_special_tokens=True))
 
-    def context(self, text: str, first: bool) -> list[int]:
+    def context(self, text: str, first: bool, running: bool = False) -> list[int]:
         """Token ids of a context segment; the head of the roles stands before the first one."""
-        return self.ids((self.roles.head if first else "") + text + "\n")
+        return self.ids(self._before(first, running) + text + "\n" * (not running))
 
-    def asked(self, text: str, first: bool) -> list[Segment]:
+    def _before(self, first: bool, running: bool) -> str:
+        """What stands before the first thing that is said: of a running text, BOS alone."""
+        return ((self.tokenizer.bos_token or "") if running else self.roles.head) if first else ""
+
+    def asked(self, text: str, first: bool, running: bool = False) -> list[Segment]:
         """A question and the assistant's role, after whatever the memory holds."""
-        head = self.roles.head if first else ""
-        return self._question(self.ids(head + text + self.roles.answer), len(self.ids(head)), first)
+        head = self._before(first, running)
+        return self._question(self.ids(head + text + self.roles.answer * (not running)), len(self.ids(head)), first)
 
     def prompt(self, example: Example) -> list[Segment]:
         """The segments before the answer: context, then question, which is not compressed unless `prompt=compress`."""
@@ -137,8 +141,17 @@ class Encoder:
         for i, text in enumerate(example.context):
             if not text:
                 raise InputError(f"context segment {i} of example '{example.id}' is empty; leave it out or write some text.")
-            out.append(self._segment(self.context(text, first=not out), first=not out))
-        return [*out, *self.asked(example.prompt, first=not out)]
+            segment = self._segment(self.context(text, not out, example.running), first=not out)
+            learn = example.learn[i] if example.learn else -1
+            out.append(segment if learn < 0 else replace(segment, loss=self._learnt(example, i, learn)))
+        return [*out, *self.asked(example.prompt, not out, example.running)]
+
+    def _learnt(self, example: Example, i: int, start: int) -> tuple[bool, ...]:
+        """Which tokens of context segment i are learnt: those that hold a character of its text from `start` on."""
+        head = self._before(i == 0, example.running)
+        whole = head + example.context[i] + "\n" * (not example.running)
+        encoded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        return tuple(end > len(head) + start for _, end in encoded["offset_mapping"])
 
     def segments(self, example: Example, scores: Scores = NONE) -> list[Segment]:
         """The whole example; the answer, up to its end-of-turn token, is what is learnt.
@@ -188,7 +201,8 @@ class Encoder:
 
     def _answer(self, example: Example) -> tuple[tuple[int, ...], tuple[int, ...], list[int]]:
         """Ids of the target, the token that ends the turn, and the offset (characters) at which each token of the target begins."""
-        encoded = self.tokenizer(example.target + self.roles.end, add_special_tokens=False, return_offsets_mapping=True)
+        end = self.roles.end * (not example.running)
+        encoded = self.tokenizer(example.target + end, add_special_tokens=False, return_offsets_mapping=True)
         ids, starts = encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
         stop = next((i for i, s in enumerate(starts) if s >= len(example.target)), len(ids))
         return tuple(ids[:stop]), tuple(ids[stop : stop + 1]), starts[:stop]

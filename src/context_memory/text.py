@@ -20,6 +20,13 @@ class Example:
     context: tuple[str, ...] = ()
     cuts: tuple[int, ...] = ()
     """Offsets in `target` (characters) after which an annotator put a boundary; empty where the policy decides."""
+    learn: tuple[int, ...] = ()
+    """For every context segment, the offset (characters) from which training predicts its text as well, from the segments before it;
+    -1 for not at all. Empty: the target alone is learnt."""
+    running: bool = False
+    """Context, prompt and target are one running text: nothing is put between them, and nothing ends it."""
+    options: tuple[str, ...] = ()
+    """Answers to choose among, the target one of them; empty where any text may be said."""
     id: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
 

@@ -26,4 +26,4 @@ class Dataset(ABC):
 
     @abstractmethod
     def score(self, example: Example, answer: str) -> dict[str, float]:
-        """Scores of a generated answer, each between 0 and 1; `correct` is always there."""
+        """Scores of an answer, each between 0 and 1 (but `mae`, in points); `correct` is always there."""

@@ -10,7 +10,6 @@ counted, since to train on them teaches mistakes.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import zlib
@@ -18,41 +17,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from context_memory.data._answers import final_number, same
+from context_memory.data._files import Row, rows_of
 from context_memory.data.base import Dataset
 from context_memory.text import Example
 
 SPLITS = ("train", "validation", "test")
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 MARKER = "<COMP>"
-
-Row = tuple[str, Mapping[str, Any]]
-"""Where it stood, for messages, and what it said."""
-
-
-def rows_of(path: Path) -> list[Row]:
-    """The rows of a .jsonl (one object a line) or .json (a list of objects) file.
-
-    Raises:
-        ValueError: something in it is no row; the message names file and line.
-    """
-    text = path.read_text(encoding="utf-8")
-    try:
-        if path.suffix == ".json":
-            return [(f"{path}, row {i}", row) for i, row in enumerate(json.loads(text), 1)]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}); mend the file, or name it .jsonl.") from error
-    rows: list[Row] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        try:
-            rows += [(f"{path}, line {number}", json.loads(line))] if line.strip() else []
-        except json.JSONDecodeError as error:
-            got = f"{line[:40]}..." if len(line) > 40 else line
-            raise ValueError(f"{path}, line {number}: not JSON ({error.msg}), got {got!r}; mend or delete the line.") from error
-    return rows
-
 
 def hub_rows(split: str) -> list[Row]:
     """The rows of a published split, from the hub."""

@@ -1,0 +1,69 @@
+"""Rows of files, and where a dataset's files are."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Row = tuple[str, Mapping[str, Any]]
+"""Where it stood, for messages, and what it said."""
+
+
+def rows_of(path: Path) -> list[Row]:
+    """The rows of a .jsonl (one object a line) or .json (a list of objects) file.
+
+    Raises:
+        ValueError: something in it is no row; the message names file and line.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        if path.suffix == ".json":
+            return [(f"{path}, row {i}", row) for i, row in enumerate(json.loads(text), 1)]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}); mend the file, or name it .jsonl.") from error
+    rows: list[Row] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            rows += [(f"{path}, line {number}", json.loads(line))] if line.strip() else []
+        except json.JSONDecodeError as error:
+            got = f"{line[:40]}..." if len(line) > 40 else line
+            raise ValueError(f"{path}, line {number}: not JSON ({error.msg}), got {got!r}; mend or delete the line.") from error
+    return rows
+
+
+def home(path: str, name: str) -> Path:
+    """`path`, or the folder `name` of `$CCM_DATA`.
+
+    Raises:
+        ValueError: there is neither; the message says what to give.
+    """
+    root = os.environ.get("CCM_DATA", "")
+    place = Path(path).expanduser() if path else Path(root) / name
+    if not (path or root):
+        raise ValueError(f"needs files: give data.path=, or put a folder '{name}' at $CCM_DATA and set that.")
+    if not place.exists():
+        raise ValueError(f"'{place}' does not exist; give data.path=, or put the files there.")
+    return place
+
+
+def must(split: str, splits: tuple[str, ...], name: str) -> None:
+    """Raises ValueError unless the dataset has the split."""
+    if split not in splits:
+        raise ValueError(f"{name} has the splits {', '.join(splits)}; got '{split}'.")
+
+
+def texts(row: Row, *names: str) -> list[str]:
+    """Fields that must be texts with something in them.
+
+    Raises:
+        ValueError: one is missing, no text, or empty.
+    """
+    where, fields = row
+    got = fields if isinstance(fields, Mapping) else {}
+    for name in names:
+        if not isinstance(got.get(name), str) or not got[name].strip():
+            raise ValueError(f"{where}: needs a text '{name}', got {got.get(name)!r}; have: {', '.join(got) or 'no fields'}.")
+    return [got[name] for name in names]

@@ -1,0 +1,95 @@
+"""Free text: the segments are chunks of a running text, and the next chunk is what is predicted.
+
+For streams (`ccm stream`; Kim et al., ICLR 2024, section 4.3, PG19) and to mix into other data (the original's `pretrain`). Reads .txt files: a
+folder with `train/`, `valid/` (or `validation/`) and `test/`, or one file, whose first 90 % are to train on. Chunks are cut between words, and nothing is
+put between them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+from context_memory.data._files import home, must
+from context_memory.data._rouge import rouge_l, said
+from context_memory.data.base import Dataset
+from context_memory.text import Example
+
+SPLITS = ("train", "validation", "test")
+NAMES = {"train": ("train",), "validation": ("validation", "valid"), "test": ("test",)}
+SHARES = {"train": (0.0, 0.9), "validation": (0.9, 0.95), "test": (0.95, 1.0)}
+WORD = re.compile(r"\s*\S+")
+
+
+def text(file: Path) -> str:
+    """Raises ValueError for a file that is no text, saying where it stops to be one."""
+    raw = file.read_bytes()
+    if (at := raw.find(b"\0")) >= 0:
+        raise ValueError(f"'{file}' has a NUL byte at {at}: it is no text; clean it first.")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise ValueError(f"'{file}' is not UTF-8 at byte {e.start} ({raw[e.start : e.start + 4]!r}); convert it first.") from e
+
+
+def chunks(whole: str, words: int) -> list[str]:
+    """Runs of so many words, each with the blanks before it; joined, the text without a last rest of blanks.
+
+    >>> chunks("It was  late.\\nWe slept.", 2)
+    ['It was', '  late.\\nWe', ' slept.']
+    """
+    found = WORD.findall(whole)
+    return ["".join(found[i : i + words]) for i in range(0, len(found), words)]
+
+
+@lru_cache(maxsize=8)
+def texts(path: str, split: str) -> tuple[str, ...]:
+    """The texts of a split."""
+    place = home(path, "books")
+    if place.is_file():
+        whole = text(place)
+        a, b = (int(share * len(whole)) for share in SHARES[split])
+        return (whole[a:b],)
+    files = sorted(f for name in NAMES[split] for f in (place / name).glob("*.txt"))
+    if not files:
+        raise ValueError(f"no .txt files in '{place / NAMES[split][0]}'; data.path= is a file, or a folder with train/, valid/, test/.")
+    return tuple(map(text, files))
+
+
+def example(parts: Sequence[str], id: str) -> Example:
+    """The last chunk is the answer; it is asked for by nothing but the text before it."""
+    *context, target = parts
+    return Example("", target, tuple(context), learn=(0,) * len(context), running=True, id=id)
+
+
+@dataclass(frozen=True)
+class Books(Dataset):
+    """Texts of `path`, else of `$CCM_DATA/books`."""
+
+    path: str = ""
+    words: int = 48
+    """Of a chunk."""
+    chunks: int = 12
+    """Of an example, the answer among them."""
+
+    samples: ClassVar[tuple[Example, ...]] = (
+        example(("It was late,", " and the rain", " had not stopped."), "a"),
+        example(("Call me", " what you like.", " I will not hear it."), "b"),
+        example(("There was no", " sail in sight", " all that day."), "c"),
+    )
+
+    def examples(self, split: str) -> Sequence[Example]:
+        must(split, SPLITS, "books")
+        out: list[Example] = []
+        for b, whole in enumerate(texts(self.path, split)):
+            parts = chunks(whole, self.words)
+            starts = range(0, len(parts) - self.chunks + 1, self.chunks)
+            out += [example(parts[a : a + self.chunks], f"books/{split}/{b}/{a}") for a in starts]
+        return out
+
+    def score(self, example: Example, answer: str) -> dict[str, float]:
+        return {"correct": float(said(answer) == said(example.target)), "rouge_l": rouge_l(example.target, answer)}

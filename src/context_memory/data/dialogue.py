@@ -1,0 +1,91 @@
+"""Conversations: the segments are turns, and the next turn is the answer.
+
+Kim et al., ICLR 2024, section 4 (DailyDialog, SODA). Any .jsonl of rows {"dialog": [turn, ...]} (or "dialogue"), or folders of
+them. A window of `turns` turns and the one after it is one example: all but the last of them are memory, each learnt as well, the
+last is read verbatim. A test split takes the *first* window of every conversation that is long enough, so that with
+`evaluation.depths` the same answers are asked for at every number of turns in memory and only the memory changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+from context_memory.data._files import Row, home, must, rows_of
+from context_memory.data._rouge import rouge_l, said
+from context_memory.data.base import Dataset
+from context_memory.text import Example
+
+SPLITS = ("train", "validation", "test")
+
+
+def conversation(row: Row) -> tuple[str, ...]:
+    """The turns of a row, without outer blanks and line ends; empty ones are left out.
+
+    Raises:
+        ValueError: no list of at least two turns.
+    """
+    where, fields = row
+    turns = fields.get("dialog", fields.get("dialogue")) if isinstance(fields, dict) else None
+    if not isinstance(turns, list) or not all(isinstance(t, str) for t in turns):
+        raise ValueError(f"{where}: needs a list of texts 'dialog', got {type(turns).__name__}.")
+    kept = tuple(" ".join(t.split()) for t in turns if t.strip())
+    if len(kept) < 2:
+        raise ValueError(f"{where}: a dialogue of {len(kept)} turn(s) has nothing to answer; leave it out, or add the next turn.")
+    return kept
+
+
+@lru_cache(maxsize=16)
+def conversations(path: str, corpus: str, split: str) -> tuple[tuple[str, ...], ...]:
+    place = home(path, "dialogue")
+    files = [place] if place.is_file() else [place / name / f"{split}.jsonl" for name in corpus.split("+")]
+    if lacking := [f for f in files if not f.is_file()]:
+        have = ", ".join(sorted(p.name for p in place.iterdir() if p.is_dir())) or "nothing"
+        raise ValueError(f"no file '{lacking[0]}'; data.corpus= names folders of '{place}' (a+b for two): {have}.")
+    return tuple(conversation(row) for file in files for row in rows_of(file))
+
+
+def example(turns: Sequence[str], id: str) -> Example:
+    """All but the last two turns are the context."""
+    *context, prompt, target = turns
+    return Example(prompt, target, tuple(context), learn=(0,) * len(context), id=id)
+
+
+@dataclass(frozen=True)
+class Dialogue(Dataset):
+    """Turns of `path` (a file, or a folder of corpora), else of `$CCM_DATA/dialogue`."""
+
+    path: str = ""
+    corpus: str = "self_dialogue"
+    """Folders of `path`, with + between them."""
+    turns: int = 13
+    """Turns before the answer; the memory holds all but the last of them."""
+
+    samples: ClassVar[tuple[Example, ...]] = (
+        example(("Do you like films?", "I do. Mostly old ones.", "Which one did you see last?", "Metropolis, at the open air."), "a"),
+        example(("We moved to Oslo.", "How is it there?", "Cold, and the light is lovely.", "I must visit you in June."), "b"),
+        example(("My dog ate the cake.", "All of it?", "Every crumb. He sleeps now."), "c"),
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if self.turns < 2:
+            raise ValueError(f"turns must be at least 2, one in memory and one to answer, got {self.turns}.")
+
+    def examples(self, split: str) -> Sequence[Example]:
+        must(split, SPLITS, "dialogue")
+        out: list[Example] = []
+        for i, turns in enumerate(conversations(self.path, self.corpus, split)):
+            n, name = self.turns + 1, f"{self.corpus}/{split}/{i}"
+            if split == "test":
+                out += [example(turns[:n], name)] if len(turns) >= n else []
+            else:
+                out += [example(turns[a : a + n], f"{name}/{a}") for a in range(0, max(1, len(turns) - 3), self.turns) if len(turns) > 2]
+        if not out:
+            raise ValueError(f"no conversation of the {split} split has {self.turns + 1} turns; lower data.turns.")
+        return out
+
+    def score(self, example: Example, answer: str) -> dict[str, float]:
+        return {"correct": float(said(answer) == said(example.target)), "rouge_l": rouge_l(example.target, answer)}

@@ -1,0 +1,133 @@
+"""In-context learning: the segments are demonstrations, the answer is one of a task's labels.
+
+In the manner of MetaICL (Min et al., NAACL 2022, arXiv:2110.15943) as in Kim et al., ICLR 2024, section 4: trained on many tasks and
+tested on others. Reads a folder with `train/` and `test/` of one .jsonl a task (rows {task, split, input, output, options}; `tasks.json` may say
+which are `permissive`), or MetaICL's own (`<task>/<task>_*_train.jsonl`, rows without a split; `data.config=` its list of train
+and test tasks). Training draws a task, k demonstrations and a query, and learns every demonstration's label from those before it.
+Testing asks the same queries after the same demonstrations of a seed, equally many a task, so that the mean over items is the macro mean.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+from context_memory.data._files import Row, home, must, rows_of, texts
+from context_memory.data._rouge import said
+from context_memory.data.base import Dataset
+from context_memory.text import Example
+
+SPLITS = ("train", "validation", "test")
+Item = tuple[str, str, tuple[str, ...]]
+"""Input, output, options."""
+Pools = Mapping[str, tuple[tuple[Item, ...], tuple[Item, ...]]]
+"""Task -> rows to demonstrate and to train with, and rows to ask."""
+
+
+def item(row: Row) -> Item:
+    """Raises ValueError for a row without texts, or whose output is not among its options."""
+    said_in, said_out = texts(row, "input", "output")
+    options = tuple(row[1].get("options") or ())
+    if options and (said_out not in options or not all(isinstance(o, str) and o.strip() for o in options)):
+        raise ValueError(f"{row[0]}: output {said_out!r} must be one of the options {list(options)}, which are texts.")
+    return " ".join(said_in.split()), said_out, options
+
+
+@lru_cache(maxsize=4)
+def pools(path: str, config: str) -> tuple[Pools, Pools]:
+    """The tasks to train on, and those to test on."""
+    place = home(path, "icl")
+    out: list[Pools] = []
+    for name in ("train", "test"):
+        if config:
+            tasks = json.loads(Path(config).expanduser().read_text(encoding="utf-8"))[name]
+            found = {t: tuple(tuple(map(item, _metaicl(place / t, part))) for part in ("train", "test")) for t in tasks}
+        else:
+            files = sorted((place / name).glob("*.jsonl"))
+            if not files:
+                raise ValueError(f"no .jsonl files in '{place / name}'; for MetaICL's own folders say data.config=FILE.json.")
+            rows = {f.stem: rows_of(f) for f in files}
+            found = {t: tuple(tuple(item(r) for r in rs if r[1].get("split") == s) for s in ("train", "test")) for t, rs in rows.items()}
+        out.append(found)  # type: ignore[arg-type]
+    return out[0], out[1]
+
+
+def _metaicl(folder: Path, part: str) -> list[Row]:
+    files = sorted(folder.glob(f"{folder.name}_*_{part}.jsonl"))
+    if not files:
+        raise ValueError(f"no {folder.name}_*_{part}.jsonl in '{folder}'.")
+    return rows_of(files[0])
+
+
+@lru_cache(maxsize=4)
+def permissive(path: str) -> frozenset[str] | None:
+    """The tasks whose licence allows redistribution and commercial use; None where nothing says so."""
+    note = home(path, "icl") / "tasks.json"
+    rows = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
+    return frozenset(r["task"] for r in rows if r["permissive"]) if rows is not None else None
+
+
+def example(demos: Sequence[Item], query: Item, id: str, task: str = "") -> Example:
+    """A demonstration is its input, a line end, its output; the question and its answer are the same in two parts."""
+    context = tuple(f"{i}\n{o}\n" for i, o, _ in demos)
+    learn = tuple(len(i) + 1 for i, _, _ in demos)
+    return Example(query[0], query[1], context, learn=learn, options=query[2], id=id, meta={"task": task})
+
+
+@dataclass(frozen=True)
+class Icl(Dataset):
+    """Tasks of `path`, else of `$CCM_DATA/icl`."""
+
+    path: str = ""
+    config: str = ""
+    """MetaICL's list of tasks, a .json file {"train": [...], "test": [...]}."""
+    k: int = 16
+    """Demonstrations."""
+    seeds: int = 1
+    """Draws of demonstrations to test with."""
+    queries: int = 50
+    """Of each task to test on, for each draw."""
+    train: int = 20000
+    """Examples to train on, drawn with `seed`."""
+    seed: int = 0
+    permissive: bool = True
+    """Train on tasks whose licence allows redistribution and commercial use alone, where `tasks.json` says which."""
+
+    samples: ClassVar[tuple[Example, ...]] = tuple(
+        example([("I loved it.", "good", ("good", "bad")), ("Dull.", "bad", ("good", "bad"))], (text, label, ("good", "bad")), str(i))
+        for i, (text, label) in enumerate([("A delight.", "good"), ("A waste of time.", "bad"), ("Never again.", "bad")])
+    )
+
+    def examples(self, split: str) -> Sequence[Example]:
+        must(split, SPLITS, "icl")
+        learnt, unseen = pools(self.path, self.config)
+        free = permissive(self.path) if self.permissive else None
+        learnt = {t: p for t, p in learnt.items() if free is None or t in free}
+        return self._drawn(learnt) if split == "train" else self._asked(unseen if split == "test" else learnt, split)
+
+    def _drawn(self, tasks: Pools) -> list[Example]:
+        out: list[Example] = []
+        for i in range(self.train):
+            draw = random.Random(f"{self.seed} train {i}")
+            task = draw.choice(sorted(tasks))
+            *demos, query = draw.sample(tasks[task][0], min(self.k + 1, len(tasks[task][0])))
+            out.append(example(demos, query, f"icl/train/{i}", task))
+        return out
+
+    def _asked(self, tasks: Pools, split: str) -> list[Example]:
+        least = min(min(len(asked) for _, asked in tasks.values()), self.queries)
+        out: list[Example] = []
+        for seed in range(self.seeds):
+            for task, (shown, asked) in sorted(tasks.items()):
+                demos = random.Random(f"{self.seed + seed} {split} {task}").sample(shown, min(self.k, len(shown)))
+                out += [example(demos, q, f"icl/{task}/{seed}/{i}", task) for i, q in enumerate(asked[:least])]
+        return out
+
+    def score(self, example: Example, answer: str) -> dict[str, float]:
+        correct = float(said(answer) == said(example.target))
+        return {"correct": correct, **({f"task {example.meta['task']}": correct} if example.meta["task"] else {})}

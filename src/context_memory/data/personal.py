@@ -1,0 +1,96 @@
+"""Personalisation: the segments are entries of a user's profile, the answer is what that user would say.
+
+In the manner of LaMP (Salemi et al., ACL 2024, arXiv:2304.11406) as in Kim et al., ICLR 2024, section 4. Reads rows {profile: [{text,
+rating}], input, output, options} (one .jsonl a split), and LaMP's own files, LaMP-1 to LaMP-7 (`_lamp.py`). Every entry's
+rating is learnt from the entries before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+from context_memory.data._files import home, must, rows_of
+from context_memory.data._lamp import Entry, User, lamp, plain
+from context_memory.data._rouge import rouge_l, said
+from context_memory.data.base import Dataset
+from context_memory.text import Example
+
+SPLITS = ("train", "validation", "test")
+
+
+@lru_cache(maxsize=8)
+def users(path: str, task: str, split: str) -> tuple[User, ...]:
+    """The rows of a split."""
+    place = home(path, "personal")
+    return lamp(place, int(task.removeprefix("LaMP-")), split) if task else tuple(map(plain, rows_of(place / f"{split}.jsonl")))
+
+
+def example(profile: Sequence[Entry], prompt: str, target: str, options: tuple[str, ...], id: str) -> Example:
+    """What the user said of an entry stands on a line of its own, as the answer does."""
+    context = tuple(f"{e.text}\n{e.label}\n" if e.label else e.text for e in profile)
+    learn = tuple(len(e.text) + 1 if e.label else -1 for e in profile)
+    return Example(prompt, target, context, learn=learn, options=options, id=id)
+
+
+@dataclass(frozen=True)
+class Personal(Dataset):
+    """Profiles of `path`, else of `$CCM_DATA/personal`."""
+
+    path: str = ""
+    task: str = ""
+    """`LaMP-1` to `LaMP-7` for LaMP's own files (`dev` is the test split: answers of the test files were never published)."""
+    k: int = 16
+    """Entries of the profile."""
+    select: str = "recent"
+    """Which: the `recent` ones, or those that `bm25` finds for the question (latest last)."""
+
+    samples: ClassVar[tuple[Example, ...]] = tuple(
+        example([Entry("Alien (1979)", "5"), Entry("Grease (1978)", "2")], film, rating, ("1", "2", "3", "4", "5"), film)
+        for film, rating in (("Aliens (1986)", "5"), ("Mamma Mia! (2008)", "1"), ("Gravity (2013)", "4"))
+    )
+
+    def __post_init__(self) -> None:
+        if self.select not in ("recent", "bm25"):
+            raise ValueError(f"select must be recent or bm25, got {self.select!r}.")
+        if self.task and self.task not in {f"LaMP-{n}" for n in range(1, 8)}:
+            raise ValueError(f"task must be LaMP-1 to LaMP-7, or empty for rows of our own form, got {self.task!r}.")
+
+    def examples(self, split: str) -> Sequence[Example]:
+        must(split, SPLITS, "personal")
+        out: list[Example] = []
+        for i, user in enumerate(users(self.path, self.task, split)):
+            if not user.profile:
+                raise ValueError(f"{user.where}: the profile is empty: there is nothing to remember; leave the row out.")
+            chosen = user.profile[-self.k :] if self.select == "recent" else closest(user.profile, user.prompt, self.k)
+            out.append(example(chosen, user.prompt, user.target, user.options, f"personal/{split}/{i}"))
+        return out
+
+    def score(self, example: Example, answer: str) -> dict[str, float]:
+        """For ratings also how far off, as 1 for the right one and 0 for the other end of the scale; for free texts ROUGE-L."""
+        scores = {"correct": float(said(answer) == said(example.target))}
+        if not example.options:
+            return scores | {"rouge_l": rouge_l(example.target, answer)}
+        if not all(o.isdigit() for o in example.options):
+            return scores
+        span = max(map(int, example.options)) - min(map(int, example.options))
+        off = min(span, abs(int(said(answer)) - int(example.target))) if said(answer).isdigit() else span
+        return scores | {"mae": float(off)}
+
+
+def closest(profile: Sequence[Entry], question: str, k: int) -> list[Entry]:
+    """The k entries that BM25 ranks highest for the question, in their order.
+
+    Raises:
+        ImportError: bm25s is not installed.
+    """
+    import bm25s
+
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize([e.text for e in profile], show_progress=False), show_progress=False)
+    k = min(k, len(profile))
+    found, _ = index.retrieve(bm25s.tokenize([question], show_progress=False), k=k, show_progress=False)
+    return [profile[i] for i in sorted(found[0].tolist())]

@@ -79,12 +79,12 @@ def read_recipe(path: str | Path) -> list[str]:
         if key == "pins" and isinstance(value, dict):
             out += [
                 f"pins=[{','.join(value)}]",
-                *(f"pins.{n}.{k}={_text(v)}" for n, s in value.items() for k, v in (s or {}).items()),
+                *(f"pins.{n}.{k}={written(v)}" for n, s in value.items() for k, v in (s or {}).items()),
             ]
         elif isinstance(value, dict):
-            out += [f"{key}={v}" if k == "name" and key in FOLDERS else f"{key}.{k}={_text(v)}" for k, v in value.items()]
+            out += [f"{key}={v}" if k == "name" and key in FOLDERS else f"{key}.{k}={written(v)}" for k, v in value.items()]
         else:
-            out.append(f"{key}={_text(value)}")
+            out.append(f"{key}={written(value)}")
     return out
 
 
@@ -107,9 +107,12 @@ def axis(override: str) -> list[str]:
     return [f"{parsed.key_or_group}={value}" for value in parsed.sweep_string_iterator()]
 
 
-def _text(value: object) -> str:
+def written(value: object) -> str:
+    """A value as an override has it."""
     if isinstance(value, list):
         return "[" + ",".join(map(str, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{written(v)}" for k, v in value.items()) + "}"
     return "null" if value is None else json.dumps(value) if isinstance(value, str) else str(value)
 
 
@@ -163,7 +166,9 @@ def _compose(overrides: Sequence[str], groups: Mapping[str, list[str]]) -> dict[
             known = compose(config_name="ccm")
             for override in settings:
                 _known_key(override.partition("=")[0], OmegaConf.to_container(known))
-            return OmegaConf.to_container(compose(config_name="ccm", overrides=settings), resolve=True)  # type: ignore[return-value]
+            # A mapping's keys are not known beforehand, and Hydra wants to be told so (++).
+            marked = [f"++{o}" if o.partition("=")[2].startswith("{") else o for o in settings]
+            return OmegaConf.to_container(compose(config_name="ccm", overrides=marked), resolve=True)  # type: ignore[return-value]
     except (HydraException, OmegaConfBaseException) as e:
         raise UserError(_explain(e, settings)) from e
 
@@ -198,8 +203,10 @@ def _node(group: str, name: str) -> Any:
     own = {f[0] for f in fields}
     table: list[Any] = [] if group == "pins" else [("name", str, field(default=name))]
     for key, hint, f in [*fields, *(x for x in extras if x[0] not in own)]:
-        default = f.default if f.default is not MISSING else f.default_factory() if f.default_factory is not MISSING else MISSING
-        table.append((key, _simple(hint), field(default="???" if default is MISSING else default)))
+        if f.default_factory is not MISSING:
+            table.append((key, hint, field(default_factory=f.default_factory)))
+        else:
+            table.append((key, _simple(hint), field(default="???" if f.default is MISSING else f.default)))
     return make_dataclass(f"{group}_{name}", table)()
 
 

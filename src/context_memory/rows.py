@@ -49,7 +49,7 @@ def brought(adapter: str | Path, overrides: Sequence[str] = ()) -> list[str]:
     """The configuration that an adapter brings along, as overrides: all but what belongs to plug-ins that another takes the place of."""
     tree = folders.read_card(adapter).config
     chosen = compose.choices(overrides)
-    out = [f"model.{k}={_text(tree['model'][k])}" for k in BROUGHT if k in tree.get("model", {})]
+    out = [f"model.{k}={compose.written(tree['model'][k])}" for k in BROUGHT if k in tree.get("model", {})]
     for group in FOLDERS:
         settings = tree.get(group) or {}
         names = chosen.get(group)
@@ -57,10 +57,10 @@ def brought(adapter: str | Path, overrides: Sequence[str] = ()) -> list[str]:
             continue
         if group == "pins":
             out += [f"pins=[{','.join(settings)}]"] if names is None else []
-            out += [f"pins.{n}.{k}={_text(v)}" for n, s in settings.items() if names is None or n in names for k, v in s.items()]
+            out += [f"pins.{n}.{k}={compose.written(v)}" for n, s in settings.items() if names is None or n in names for k, v in s.items()]
         elif names in (None, [settings["name"]]):
             out.append(f"{group}={settings['name']}")
-            out += [f"{group}.{k}={_text(v)}" for k, v in settings.items() if k != "name"]
+            out += [f"{group}.{k}={compose.written(v)}" for k, v in settings.items() if k != "name"]
     return out
 
 
@@ -77,7 +77,7 @@ def configure(overrides: Sequence[str], recipe: str | None = None, adapter: str 
     if adapter is None:
         return compose.load(overrides, recipe)
     rest = [o for o in every if not o.startswith("model.adapter=")]
-    return compose.load([*brought(adapter, every), *rest, f"model.adapter={_text(str(adapter))}"])
+    return compose.load([*brought(adapter, every), *rest, f"model.adapter={compose.written(str(adapter))}"])
 
 
 def sweep(axes: Sequence[str], overrides: Sequence[str], recipe: str | None, adapter: str | Path | None) -> list[tuple[str, Config]]:
@@ -169,9 +169,3 @@ def slug(name: str) -> str:
     'just-trained-60-steps'
     """
     return "-".join("".join(c if c.isalnum() or c in "._" else " " for c in name).split()) or "row"
-
-
-def _text(value: object) -> str:
-    import json
-
-    return "null" if value is None else json.dumps(value) if isinstance(value, str) else str(value)

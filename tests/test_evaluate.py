@@ -18,13 +18,14 @@ from context_memory.boundaries.base import Boundary
 from context_memory.data.base import Dataset
 from context_memory.encode import Encoder
 from context_memory.errors import UserError
-from context_memory.evaluate import Settings, evaluate, likelihoods
+from context_memory.evaluate import Settings, evaluate
 from context_memory.footprint import peak_if_said
 from context_memory.intervals import mcnemar, paired_difference, ratio, wilson
 from context_memory.loading import load
 from context_memory.metrics import Prediction, summarise, versus
 from context_memory.model import CompressedLM
 from context_memory.plan import layout
+from context_memory.reading import likelihoods
 from context_memory.testing import tiny_lm, tiny_lms
 from context_memory.text import Example, Segment
 

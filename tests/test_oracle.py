@@ -15,9 +15,9 @@ from context_memory.boundaries.every import Every
 from context_memory.cli import main
 from context_memory.encode import Encoder
 from context_memory.errors import InputError
-from context_memory.evaluate import likelihoods
 from context_memory.oracle import Oracle, cheapest, rises
 from context_memory.plan import layout
+from context_memory.reading import likelihoods
 from context_memory.schemes.concat import Concat
 from context_memory.testing import tiny_lm
 from context_memory.text import Example

@@ -16,12 +16,12 @@ from context_memory.boundaries.every import Every
 from context_memory.cli import main
 from context_memory.encode import Encoder
 from context_memory.errors import UserError
-from context_memory.evaluate import likelihoods
 from context_memory.generate import Settings, generate
 from context_memory.model import CompressedLM
 from context_memory.pins.learned import FILE, Learned
 from context_memory.pins.prompt import Prompt
 from context_memory.plan import layout
+from context_memory.reading import likelihoods
 from context_memory.schemes.concat import Concat
 from context_memory.schemes.merge import Merge
 from context_memory.testing import tiny_lm

@@ -113,6 +113,11 @@ class EvaluationConfig:
     """Answer the questions; false: likelihoods alone."""
     likelihood: bool = True
     """The negative log-likelihood of the targets; false: answers alone, in about half the time."""
+    choose: bool = True
+    """Where a dataset has options (`icl`, `personal`, `fact`), the likeliest is the answer; false: it is written."""
+    depths: list[int] | None = None
+    """Ask every question with the last t segments of its context in memory, for each of these t, as in `[1,2,4,8]`: the same
+    questions for all."""
     recall: bool = False
     """Also ask, after each answer, for the numbers of its earlier lines (`recall.py`): the score `recall`, and `recall` in every line of
     predictions.jsonl."""

@@ -24,11 +24,11 @@ from context_memory.encode import Encoder
 from context_memory.errors import InputError, UserError
 from context_memory.footprint import as_fed, peak_if_said
 from context_memory.generate import Decoder
-from context_memory.loss import cross_entropy
 from context_memory.metrics import Metrics, Prediction, summarise
 from context_memory.model import CompressedLM
-from context_memory.plan import IGNORE, Plan, layout, stack
+from context_memory.plan import layout
 from context_memory.profiling import DECODING, profiled
+from context_memory.reading import Reading, likelihoods, read, target_plan
 from context_memory.recall import Recalled, recall
 from context_memory.records import Store, facts_of_this_run
 from context_memory.schemes.base import Scheme
@@ -44,6 +44,8 @@ class Settings:
     generate: bool = True
     likelihood: bool = True
     """Also the negative log-likelihood of the targets."""
+    choose: bool = True
+    """Where an item has options, the likeliest of them is its answer; false: it is written like any other."""
     recall: bool = False
     """Also which numbers of its answer the memory still gives back."""
     profile: bool = False
@@ -89,7 +91,12 @@ def evaluate(
         raise UserError(str(e)) from e
     store = Store(Path(folder), describe(lm, encoder, settings), fresh)
     done = store.known(examples)
-    order = sorted(range(len(items)), key=lambda i: -items[i].length)  # the longest batch first: what does not fit, shows at once
+    longest: dict[Any, int] = {}
+    for item in items:
+        longest[item.together] = max(item.length, longest.get(item.together, 0))
+    place = {key: i for i, key in enumerate(longest)}
+    # The longest first: what does not fit, shows at once. Items that share a context stay together: its memory is written once.
+    order = sorted(range(len(items)), key=lambda i: (-longest[t := items[i].together], place[t], -items[i].length))
     task = progress.add_task(name, total=len(items), completed=len(done), speed="") if progress else None
     profile = settings.profile
     lm.eval()
@@ -126,7 +133,7 @@ class _Item:
         self.known = exact or not encoder.readers
         """Whether boundaries and pins of the target are known: where hidden states decide, finding them takes passes of the model."""
         segments = cutting.segments(lm, encoder, example) if self.known else encoder.uncut(example)
-        self.plan = layout(segments, lm.scheme, lm.positions)
+        self.plan = target_plan(lm, segments)
         if (last := int(self.plan.tokens.position.max())) >= lm.max_positions:
             limit = f"and the model has {lm.max_positions}"
             raise UserError(f"item '{example.id}' ends at position {last} {limit}; leave it out, or use another model.")
@@ -139,6 +146,7 @@ class _Item:
         )
         self.has_boundary = not self.known or any(s.compress and s.target for s in segments)
         self.length = self.plan.shape[1]
+        self.together = (example.context, example.running) if example.context else example.id
         t = self.plan.tokens
         closed = int((t.raw & ~t.pin & (t.segment < t.segment.max())).sum())
         self.hides = self.plan.hides(lm.scheme) if lm.scheme.static else closed > lm.scheme.capacity(int(t.segment.max()))
@@ -150,6 +158,10 @@ def _run(
 ) -> list[Prediction]:  # fmt: skip
     """The lines of one batch; `step` is called after every decode step but the last."""
     lines = [i.line for i in batch]
+    if settings.choose and all(i.example.options for i in batch):
+        readings = read(lm, encoder, [i.example for i in batch], len(batch))
+        ticker.finish()
+        return [_chosen(i, reading, dataset, settings) for i, reading in zip(batch, readings)]
     if settings.generate:
         began = time.perf_counter()
         decoder = Decoder(lm, encoder, [i.prompt for i in batch], replace(settings.decode, seed=settings.decode.seed + start))
@@ -164,11 +176,29 @@ def _run(
         if settings.recall:
             found = recall(lm, encoder, [i.example for i in batch], [out.text for out in decoder.outputs])
             lines = [_recalled(line, numbers) for line, numbers in zip(lines, found)]
-    if settings.likelihood:
+    if settings.likelihood and all(i.example.context for i in batch) and not encoder.readers:
+        readings = read(lm, encoder, [replace(i.example, options=()) for i in batch], len(batch))
+        lines = [_held(replace(line, nll=r.nll[0], nll_tokens=r.tokens[0]), r) for line, r in zip(lines, readings)]
+    elif settings.likelihood:
         sums = likelihoods(lm, [i.plan for i in batch])
         lines = [replace(line, nll=nll, nll_tokens=n) for line, (nll, n) in zip(lines, sums)]
     ticker.finish()
     return lines
+
+
+def _chosen(item: _Item, reading: Reading, dataset: Dataset, settings: Settings) -> Prediction:
+    """The likeliest option as an answer; the NLL is that of the right one."""
+    e = item.example
+    answer, right = e.options[reading.choice], e.options.index(e.target)
+    line = replace(item.line, answer=answer, scores=dataset.score(e, answer), reason="chosen", option_nll=reading.nll)
+    line = replace(line, compressions=len(e.context))
+    return _held(replace(line, nll=reading.nll[right], nll_tokens=reading.tokens[right]) if settings.likelihood else line, reading)
+
+
+def _held(line: Prediction, reading: Reading) -> Prediction:
+    return replace(
+        line, memory_kv=reading.entries, memory_bytes=reading.nbytes, context_tokens=reading.context_tokens
+    )
 
 
 def _answered(line: Prediction, out: output.Output, seconds: float, scores: dict[str, float]) -> Prediction:
@@ -184,17 +214,6 @@ def _recalled(line: Prediction, numbers: Sequence[Recalled]) -> Prediction:
     """The score is the share of an answer's numbers; an answer without any has none."""
     scores = {"recall": sum(n.known for n in numbers) / len(numbers)} if numbers else {}
     return replace(line, recall=tuple(numbers), scores={**line.scores, **scores})
-
-
-@torch.inference_mode()
-def likelihoods(lm: CompressedLM, plans: Sequence[Plan]) -> list[tuple[float, int]]:
-    """For each plan (b = 1): the sum of -log p over its labelled tokens, and how many they are. One masked pass for all."""
-    plan = stack(plans).to(lm.device)
-    hidden = lm.hidden(plan)
-    where = plan.labels != IGNORE
-    vocabulary = int(lm.base.config.vocab_size)
-    sums = [cross_entropy(h[w], labels[w], lm.logits, vocabulary) for h, w, labels in zip(hidden, where, plan.labels)]
-    return [(float(nll), int(n)) for nll, n in zip(sums, where.sum(1))]
 
 
 # ---- guards -----------------------------------------------------------------------------------------------------------------
@@ -247,6 +266,7 @@ def describe(lm: CompressedLM, encoder: Encoder, settings: Settings) -> dict[str
         "prompt": encoder.question,
         "decode": asdict(settings.decode) | {"stop": list(settings.decode.stop)} if settings.generate else None,
         "likelihood": settings.likelihood,
+        **({} if settings.choose else {"choose": False}),
         **({"recall": True} if settings.recall else {}),
     }
 

@@ -25,7 +25,7 @@ class Prediction:
     answer: str | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     reason: str | None = None
-    """Why the answer ended: `eos`, `stop` or `length`."""
+    """Why the answer ended: `eos`, `stop` or `length`; `chosen` if it is one of the item's options."""
     compressions: int = 0
     prompt_tokens: int = 0
     tokens: int = 0
@@ -47,6 +47,14 @@ class Prediction:
     nll: float | None = None
     """Sum over the target's tokens, teacher-forced."""
     nll_tokens: int = 0
+    option_nll: Sequence[float] = ()
+    """Sums over the tokens of each option, in their order."""
+    memory_kv: int | None = None
+    """Entries a layer that were held of the context when the question came."""
+    memory_bytes: int = 0
+    """Live keys and values then, measured; this row's share, padding included."""
+    context_tokens: int = 0
+    """Raw tokens of the context."""
     recall: Sequence[tuple[str, bool, float]] = ()
     """Numbers of the answer: which, whether the memory gives it back, and with what probability (`recall.py`)."""
 
@@ -60,7 +68,8 @@ class Prediction:
         """From a parsed line; keys of a later version are left out."""
         known = {f.name for f in fields(cls)}
         found = {k: v for k, v in line.items() if k in known}
-        return cls(**found | {"recall": tuple(map(tuple, line.get("recall", ())))})
+        recall, options = tuple(map(tuple, line.get("recall", ()))), tuple(line.get("option_nll", ()))
+        return cls(**found | {"recall": recall, "option_nll": options})
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,12 @@ class Metrics:
     """Peak reasoning entries over those of an uncompressed cache, both on the target."""
     cut_off: float
     """Share of answers that ended for want of room (`reason` is length)."""
+    memory_kv: Estimate | None = None
+    """Entries a layer held of a context when the question came."""
+    memory_bytes: float = 0.0
+    """The same as live bytes, measured, padding included."""
+    context_tokens: float = 0.0
+    """Raw tokens of that context."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +131,8 @@ class Versus:
     """Per target token, paired."""
     gap_closed: Estimate | None
     """Share of the NLL gap between `nothing` and `full`, where those are rows of the table."""
+    accuracy_gap_closed: Estimate | None = None
+    """The same of the share that is correct."""
 
 
 def summarise(predictions: Sequence[Prediction], kv_bytes: int = 0) -> Metrics:
@@ -128,7 +145,9 @@ def summarise(predictions: Sequence[Prediction], kv_bytes: int = 0) -> Metrics:
         raise ValueError("nothing to summarise: no item was evaluated.")
     said = [p for p in predictions if p.answer is not None]
     names = sorted({name for p in said for name in p.scores}, key=natural)
-    scores = {name: share([p.scores[name] for p in said if name in p.scores]) for name in names}
+    scores = {name: _scored(name, [p.scores[name] for p in said if name in p.scores]) for name in names}
+    said = [p for p in said if p.reason != "chosen"]  # what follows is about answers that were written
+    after = [p for p in predictions if p.memory_kv is not None]
     seconds, forced = sum(p.seconds for p in said), [p for p in predictions if p.nll is not None]
     nll_tokens = sum(p.nll_tokens for p in forced)
     peak = mean([p.peak_reasoning_kv for p in said]) if said else None
@@ -153,7 +172,15 @@ def summarise(predictions: Sequence[Prediction], kv_bytes: int = 0) -> Metrics:
         tokens_per_second=sum(p.tokens for p in said) / seconds if seconds else None,
         equal_length_ratio=sum(peaks) / full if full else None,
         cut_off=_average([p.reason == "length" for p in said]),
+        memory_kv=mean([p.memory_kv or 0 for p in after]) if after else None,
+        memory_bytes=_average([p.memory_bytes for p in after]),
+        context_tokens=_average([p.context_tokens for p in after]),
     )
+
+
+def _scored(name: str, values: Sequence[float]) -> Estimate:
+    """`mae` is in points of its scale, all else between 0 and 1."""
+    return mean(values) if name == "mae" else share(values)
 
 
 def versus(row: Sequence[Prediction], full: Sequence[Prediction], nothing: Sequence[Prediction] = ()) -> Versus:
@@ -173,6 +200,8 @@ def versus(row: Sequence[Prediction], full: Sequence[Prediction], nothing: Seque
     lower = {p.key: p for p in nothing}
     forced = [(a, b, a.nll, b.nll) for a, b in pairs if a.nll is not None and b.nll is not None]  # one target: equally many tokens
     gap = [(c.nll - mine, c.nll - best) for a, _, mine, best in forced if (c := lower.get(a.key)) is not None and c.nll is not None]
+    right = [(a.scores["correct"], b.scores["correct"], c.scores["correct"]) for a, b in said if (c := lower.get(a.key)) and c.scores]
+    won = [(mine - worst, best - worst) for mine, best, worst in right]
     return Versus(
         n=len(pairs),
         difference=_difference(said) if partly else paired_difference(gained, lost, len(said)) if said else None,
@@ -183,6 +212,7 @@ def versus(row: Sequence[Prediction], full: Sequence[Prediction], nothing: Seque
         kv_ratio_whole=_ratio([(a.peak_kv, b.peak_kv) for a, b in said]),
         nll_difference=ratio([mine - best for *_, mine, best in forced], [a.nll_tokens for a, *_ in forced]) if forced else None,
         gap_closed=ratio(*zip(*gap, strict=True)) if sum(whole for _, whole in gap) else None,
+        accuracy_gap_closed=ratio(*zip(*won, strict=True)) if sum(whole for _, whole in won) > 0 else None,
     )
 
 

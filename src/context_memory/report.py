@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from rich.progress import (
 from rich.table import Table
 
 from context_memory.adapter import write_json
+from context_memory.depths import depth_of
 from context_memory.intervals import Estimate
-from context_memory.metrics import Metrics, Versus, natural, plain, summarise, versus
+from context_memory.metrics import Metrics, Prediction, Versus, natural, plain, summarise, versus
 from context_memory.probe import KINDS, faults
 from context_memory.records import METRICS, Record
 
@@ -42,10 +43,21 @@ class Line:
     """Wrong answers by the kind of their first fault."""
 
 
+def by_depth(records: Sequence[Record]) -> list[Record]:
+    """Rows whose items were asked at several depths, as a row for each; the others as they are."""
+    out: list[tuple[int, Record]] = []
+    for r in records:
+        parts: dict[int | None, list[Prediction]] = {}
+        for p in r.lines:
+            parts.setdefault(depth_of(p.id), []).append(p)
+        out += [(t or 0, r if t is None else replace(r, name=f"{r.name}, t={t}", lines=tuple(lines))) for t, lines in parts.items()]
+    return [r for _, r in sorted(out, key=lambda pair: pair[0])]
+
+
 def join(records: Sequence[Record]) -> list[Line]:
     """Pair every row with the `full` and `nothing` rows that it can be compared with."""
     out: list[Line] = []
-    for r in records:
+    for r in (records := by_depth(records)):
         keys = {p.key for p in r.lines}
         same = [o for o in records if o.ground == r.ground and keys & {p.key for p in o.lines}]
         full = next((o for o in same if o.scheme == "full"), None)
@@ -55,14 +67,18 @@ def join(records: Sequence[Record]) -> list[Line]:
     return out
 
 
-QUALITY = ("row", "n", "accuracy %", "vs full, points", "p", "peak KV", "of full %", "NLL", "gap closed %")
-COST = ("row", "same text %", "mean KV", "with prompt", "MB", "compressions", "tokens", "cut off %", "tokens/s")
+QUALITY = (
+    "row", "n", "accuracy %", "vs full, points", "p", "gap closed, points %", "peak KV", "of full %", "NLL", "gap closed %",
+    "memory", "memory %",
+)  # fmt: skip
+COST = ("row", "memory MB", "context", "same text %", "mean KV", "with prompt", "MB", "compressions", "tokens", "cut off %", "tokens/s")
 LEGEND = (
     "peak KV: mean over answers of the most entries a layer, the prompt not counted (with prompt: counted); of full %: over that "
-    "of the full row; gap closed: of the NLL per target token between nothing and full; same text %: peak over that of an "
-    "uncompressed cache, both on the target; MB: live bytes of keys and values at their largest, prompt and padding included; "
-    "compressions, tokens: per answer; wrong answers by their first fault: an operand that was never given or worked out, sides that do "
-    "not agree, or neither."
+    "of the full row; gap closed: of the NLL per target token (points: of the accuracy) between nothing and full; memory: entries "
+    "a layer held of the context when the question came, and as a share of the context's tokens; t: segments of context; same "
+    "text %: peak over that of an uncompressed cache, both on the target; MB: live bytes of keys and values at their largest, "
+    "prompt and padding included; compressions, tokens: per answer; wrong answers by their first fault: an operand that was never "
+    "given or worked out, sides that do not agree, or neither."
 )
 
 
@@ -71,7 +87,8 @@ def cells(line: Line) -> dict[str, str]:
     m, v = line.metrics, line.versus
     itself = line.record.scheme == "full"
     correct, d, g = m.scores.get("correct"), v.difference if v else None, v.gap_closed if v else None
-    said = correct is not None
+    a, end = v.accuracy_gap_closed if v else None, line.record.scheme in ("full", "nothing")
+    said = m.tokens > 0
     return {
         "row": line.record.name,
         "n": f"{m.n:,}",
@@ -81,7 +98,12 @@ def cells(line: Line) -> dict[str, str]:
         "peak KV": f"{m.peak_reasoning_kv.mean:.1f}" if m.peak_reasoning_kv else "",
         "of full %": _percent(v.kv_ratio if v else None),
         "NLL": f"{m.nll.mean:.4f} [{m.nll.low:.4f}, {m.nll.high:.4f}]" if m.nll else "",
-        "gap closed %": _interval(g, end=itself or line.record.scheme == "nothing") if g else "",
+        "gap closed, points %": _interval(a, end=end) if a else "",
+        "memory": f"{m.memory_kv.mean:.1f}" if m.memory_kv else "",
+        "memory %": _percent(m.memory_kv.mean / m.context_tokens) if m.memory_kv and m.context_tokens else "",
+        "memory MB": f"{m.memory_bytes / 1e6:.3f}" if m.memory_kv else "",
+        "context": f"{m.context_tokens:.1f}" if m.memory_kv else "",
+        "gap closed %": _interval(g, end=end) if g else "",
         "same text %": _percent(m.equal_length_ratio),
         "mean KV": f"{m.mean_reasoning_kv:.1f}" if said else "",
         "with prompt": f"{m.peak_kv:.1f}" if said else "",
@@ -100,7 +122,7 @@ Grid = tuple[str, list[str], list[dict[str, str]]]
 def grids(lines: Sequence[Line]) -> list[Grid]:
     """What the rows reach, what that costs, and every other score; columns and tables without a number are left out."""
     texts = [cells(line) for line in lines]
-    other = [{"row": line.record.name} | {n: f"{100 * e.mean:.1f}" for n, e in line.metrics.scores.items()} for line in lines]
+    other = [{"row": line.record.name} | {n: _score(n, e.mean) for n, e in line.metrics.scores.items()} for line in lines]
     names = ["row", *sorted({n for o in other for n in o} - {"row", "correct"}, key=natural)]
     found: list[Grid] = [("kept", list(QUALITY), texts), ("cost", list(COST), texts), ("other scores, %", names, other)]
     found.append(("wrong answers: why, %", ["row", "wrong", *map(_words, KINDS)], [_faults(line) for line in lines]))
@@ -197,6 +219,11 @@ def _faults(line: Line) -> dict[str, str]:
 
 def _words(kind: str) -> str:
     return kind.replace("_", " ")
+
+
+def _score(name: str, value: float) -> str:
+    """`mae` is in points of its scale."""
+    return f"{value:.3f}" if name == "mae" else f"{100 * value:.1f}"
 
 
 def _percent(x: float | None) -> str:

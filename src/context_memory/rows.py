@@ -19,6 +19,7 @@ from rich.progress import Progress
 from context_memory import adapter as folders
 from context_memory import compose, output
 from context_memory.config import FOLDERS, Config
+from context_memory.depths import at_depths
 from context_memory.errors import UserError
 from context_memory.evaluate import Settings, evaluate
 from context_memory.loading import accelerator, load
@@ -146,11 +147,12 @@ def run(
     first = rows[0].config
     e = first.evaluation
     examples, dataset = list(first.examples(e.split, e.max_samples, first.data.get("max_eval_samples"))), first.dataset()
+    examples = at_depths(examples, e.depths) if e.depths else examples
     out: list[Record] = []
     for row in rows:
         c, g = row.config, first.generation
         decode = output.Settings(g.max_new_tokens, g.temperature, g.top_p, g.seed)
-        settings = Settings(decode, e.batch_size, e.generate, e.likelihood, e.recall, e.profile)
+        settings = Settings(decode, e.batch_size, e.generate, e.likelihood, e.choose, e.recall, e.profile)
         lm = load_row(c)
         encoder = c.encoder(lm.tokenizer)
         said = {"data": first.data, "split": e.split, "seed": g.seed, "note": row.note, **(notes or {})}

@@ -1,7 +1,7 @@
 """Users with a profile: rows of our own form, and LaMP's seven tasks as they were published.
 
-LaMP (Salemi et al., ACL 2024): `<split>_questions.json` [{id, input, profile: [{id, ...}]}] and `<split>_outputs.json` {golds: [{id, output}]}
-in a folder a task (`LaMP_2/`, or the folder itself). The profile's fields differ from task to task.
+LaMP (Salemi et al., ACL 2024): `<split>_questions.json` [{id, input, profile: [{id, ...}]}] and `<split>_outputs.json` {golds: [{id,
+output}]} in a folder a task (`LaMP_2/`, or the folder itself). The profile's fields differ from task to task.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 
 @cache
 def _scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer  # brings nltk along, which takes a second
+    from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]  # brings nltk: a second
 
     return RougeScorer(["rougeL"], use_stemmer=True)
 

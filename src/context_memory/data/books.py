@@ -1,8 +1,8 @@
 """Free text: the segments are chunks of a running text, and the next chunk is what is predicted.
 
-For streams (`ccm stream`; Kim et al., ICLR 2024, section 4.3, PG19) and to mix into other data (the original's `pretrain`). Reads .txt files: a
-folder with `train/`, `valid/` (or `validation/`) and `test/`, or one file, whose first 90 % are to train on. Chunks are cut between words, and nothing is
-put between them.
+For streams (`ccm stream`; Kim et al., ICLR 2024, section 4.3, PG19) and to mix into other data (the original's `pretrain`). Reads .txt
+files: a folder with `train/`, `valid/` (or `validation/`) and `test/`, or one file, whose first 90 % are to train on. Chunks are cut
+between words, and nothing is put between them.
 """
 
 from __future__ import annotations

@@ -20,11 +20,13 @@ from context_memory.text import Example
 KINDS: dict[str, tuple[str, str, str, str]] = {
     "name": (
         "By the way, my name is {}.", "What is my name?", "Your name is {}.",
-        "Anna Ben Clara David Elena Felix Greta Hugo Ida Jonas Karla Leo Maria Nils Olga Paul Rosa Simon Tara Viktor Wendy Yusuf Zoe Amir Bella Carlos",
+        "Anna Ben Clara David Elena Felix Greta Hugo Ida Jonas Karla Leo Maria Nils Olga Paul Rosa Simon Tara Viktor Wendy "
+        "Yusuf Zoe Amir Bella Carlos",
     ),
     "town": (
         "I live in {}, by the way.", "Which town do I live in?", "You live in {}.",
-        "Oslo Lima Cairo Boston Dublin Kyoto Madrid Naples Porto Quito Riga Seoul Tunis Vienna Warsaw Zurich Athens Berlin Chicago Delhi Geneva Havana",
+        "Oslo Lima Cairo Boston Dublin Kyoto Madrid Naples Porto Quito Riga Seoul Tunis Vienna Warsaw Zurich Athens "
+        "Berlin Chicago Delhi Geneva Havana",
     ),
     "pet": (
         "I have a pet {} at home.", "Which pet do I have?", "You have a pet {}.",
@@ -32,7 +34,8 @@ KINDS: dict[str, tuple[str, str, str, str]] = {
     ),
     "job": (
         "I work as a {}.", "What do I work as?", "You work as a {}.",
-        "baker nurse pilot teacher lawyer farmer singer painter plumber waiter driver dentist tailor writer barber judge miner sailor clerk chef",
+        "baker nurse pilot teacher lawyer farmer singer painter plumber waiter driver dentist tailor writer barber "
+        "judge miner sailor clerk chef",
     ),
     "colour": (
         "My favourite colour is {}.", "What is my favourite colour?", "Your favourite colour is {}.",

@@ -1,10 +1,11 @@
 """In-context learning: the segments are demonstrations, the answer is one of a task's labels.
 
 In the manner of MetaICL (Min et al., NAACL 2022, arXiv:2110.15943) as in Kim et al., ICLR 2024, section 4: trained on many tasks and
-tested on others. Reads a folder with `train/` and `test/` of one .jsonl a task (rows {task, split, input, output, options}; `tasks.json` may say
-which are `permissive`), or MetaICL's own (`<task>/<task>_*_train.jsonl`, rows without a split; `data.config=` its list of train
-and test tasks). Training draws a task, k demonstrations and a query, and learns every demonstration's label from those before it.
-Testing asks the same queries after the same demonstrations of a seed, equally many a task, so that the mean over items is the macro mean.
+tested on others. Reads a folder with `train/` and `test/` of one .jsonl a task (rows {task, split, input, output, options};
+`tasks.json` may say which are `permissive`), or MetaICL's own (`<task>/<task>_*_train.jsonl`, rows without a split; `data.config=`
+its list of train and test tasks). Training draws a task, k demonstrations and a query, and learns every demonstration's label from
+those before it. Testing asks the same queries after the same demonstrations of a seed, equally many a task, so that the mean over
+items is the macro mean.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Several datasets in one: to train one adapter for all of them, and to evaluate it on each.
 
-The original's `unified` is [icl, dialogue], its `pretrain` [icl, dialogue, books] (`run.py --dataset`). Training examples are drawn from the
-parts by weight, without repeats, until one is used up; other splits are the parts' own, one after the other.
+The original's `unified` is [icl, dialogue], its `pretrain` [icl, dialogue, books] (`run.py --dataset`). Training examples are drawn
+from the parts by weight, without repeats, until one is used up; other splits are the parts' own, one after the other.
 """
 
 from __future__ import annotations

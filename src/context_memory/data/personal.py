@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import ClassVar
 
 from context_memory.data._files import home, must, rows_of
@@ -87,7 +86,7 @@ def closest(profile: Sequence[Entry], question: str, k: int) -> list[Entry]:
     Raises:
         ImportError: bm25s is not installed.
     """
-    import bm25s
+    import bm25s  # type: ignore[import-untyped]
 
     index = bm25s.BM25()
     index.index(bm25s.tokenize([e.text for e in profile], show_progress=False), show_progress=False)

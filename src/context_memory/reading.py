@@ -1,0 +1,120 @@
+"""What a model makes of given texts after a memory: likelihoods, and with them the choice among options.
+
+Items that share a context share its memory: it is written once, its size is measured, and every question and answer is read in a
+copy of it. So a set of demonstrations costs the same for one query as for fifty, and what is read is what a user's model would
+read: a memory with the rest really freed. (That this is the one masked pass of training is the central law.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from context_memory.encode import Encoder
+from context_memory.footprint import as_fed
+from context_memory.loss import cross_entropy
+from context_memory.memory import Memory
+from context_memory.model import CompressedLM
+from context_memory.plan import IGNORE, Plan, layout, stack
+from context_memory.text import Example, Segment, runs
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One item, read."""
+
+    nll: tuple[float, ...]
+    """Of the target or of every option, a sum over the tokens of its text (and not of the one that ends the turn: a model that was
+    not trained for this data ends its answers in its own way)."""
+    tokens: tuple[int, ...]
+    entries: int = 0
+    """A layer, held when the question came."""
+    nbytes: int = 0
+    """Live keys and values then: this row's share of its batch, padding included."""
+    context_tokens: int = 0
+    """Raw tokens that the memory had read by then."""
+
+    @property
+    def choice(self) -> int:
+        """The option with the least NLL a token, as in MetaICL."""
+        return min(range(len(self.nll)), key=lambda i: self.nll[i] / self.tokens[i])
+
+
+@torch.inference_mode()
+def read(lm: CompressedLM, encoder: Encoder, examples: Sequence[Example], batch_size: int) -> list[Reading]:
+    """Every target, or every option of those that have some, after the memory of its context.
+
+    Args:
+        batch_size: texts that are read at once.
+    """
+    contexts = list(dict.fromkeys((e.context, e.running) for e in examples))
+    home = {context: row for row, context in enumerate(contexts)}
+    shown = [next(e for e in examples if (e.context, e.running) == c) for c in contexts]
+    memory, last = _written(lm, [encoder.prompt(e)[: len(e.context)] for e in shown])
+    said = [(i, replace(e, target=text)) for i, e in enumerate(examples) for text in e.options or (e.target,)]
+    sums: list[list[tuple[float, int]]] = [[] for _ in examples]
+    for start in range(0, len(said), batch_size):
+        part = said[start : start + batch_size]
+        rows = [home[e.context, e.running] for _, e in part]
+        found = _likelihoods(lm, encoder, memory.pick(rows), last[rows], [e for _, e in part])
+        for (i, _), one in zip(part, found):
+            sums[i].append(one)
+    share = memory.nbytes() // memory.rows
+    out = []
+    for e, pairs in zip(examples, sums):
+        row, (nll, tokens) = home[e.context, e.running], zip(*pairs)
+        out.append(Reading(nll, tokens, memory.length[row], share, memory.raw[row]))
+    return out
+
+
+def _written(lm: CompressedLM, contexts: Sequence[Sequence[Segment]]) -> tuple[Memory, Tensor]:
+    """The memory of several contexts, a row each, and (rows, hidden) states of their last raw tokens (zeros where there is none)."""
+    memory = lm.memory(len(contexts))
+    turns = [runs(lm.scheme.arrange(segments)) for segments in contexts]
+    last = lm.base.get_input_embeddings().weight.new_zeros(len(contexts), lm.base.config.hidden_size)
+    for i in range(max(map(len, turns))):
+        now = [t[i] if i < len(t) else [] for t in turns]
+        hidden = memory.run(now)
+        for row, segments in enumerate(now):
+            if n := sum(len(s.ids) for s in segments):
+                last[row] = hidden[row, n - 1]
+    return memory, last
+
+
+def _likelihoods(
+    lm: CompressedLM, encoder: Encoder, memory: Memory, last: Tensor, examples: Sequence[Example]
+) -> list[tuple[float, int]]:
+    """For each row the sum of -log p over what is learnt of the target, and how many tokens that is; the memory goes on."""
+    turns = [runs(as_fed(encoder.segments(e)[len(e.context) :], encoder)) for e in examples]
+    states, vocabulary = [last[row : row + 1] for row in range(len(examples))], int(lm.base.config.vocab_size)
+    for i in range(max(map(len, turns))):
+        now = [t[i] if i < len(t) else [] for t in turns]
+        hidden = memory.run(now)
+        states = [torch.cat([s, hidden[row, : sum(len(x.ids) for x in now[row])]]) for row, s in enumerate(states)]
+    out = []
+    for row, parts in enumerate(turns):  # state j has read j tokens, so it predicts the token after them
+        segments = [s for part in parts for s in part]
+        learnt = torch.tensor([x for s in segments for x in s.loss or (False,) * len(s.ids)], device=lm.device)
+        ids = torch.tensor([token for s in segments for token in s.ids], device=lm.device)
+        nll = cross_entropy(states[row][:-1][learnt], ids[learnt], lm.logits, vocabulary)
+        out.append((float(nll), int(learnt.sum())))
+    return out
+
+
+@torch.inference_mode()
+def likelihoods(lm: CompressedLM, plans: Sequence[Plan]) -> list[tuple[float, int]]:
+    """For each plan (b = 1): the sum of -log p over its labelled tokens, and how many they are. One masked pass for all."""
+    plan = stack(plans).to(lm.device)
+    hidden = lm.hidden(plan)
+    where = plan.labels != IGNORE
+    vocabulary = int(lm.base.config.vocab_size)
+    sums = [cross_entropy(h[w], labels[w], lm.logits, vocabulary) for h, w, labels in zip(hidden, where, plan.labels)]
+    return [(float(nll), int(n)) for nll, n in zip(sums, where.sum(1))]
+
+
+def target_plan(lm: CompressedLM, segments: Sequence[Segment]) -> Plan:
+    """A whole example laid out with labels on its target alone."""
+    return layout([s if s.target else replace(s, loss=()) for s in segments], lm.scheme, lm.positions)

@@ -1,0 +1,36 @@
+"""Gemma 2: capped attention scores and logits, scaled embeddings, every second layer slides a window."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from context_memory.families.base import Family
+
+CAPPING = ("eager", "flex_attention", "flash_attention_2")
+"""Attention implementations that cap the scores; sdpa leaves the cap out without a word."""
+
+
+class Gemma2(Family):
+    typed: ClassVar[bool] = True
+
+    @staticmethod
+    def tiny() -> nn.Module:
+        return Gemma2ForCausalLM(
+            Gemma2Config(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+                         num_key_value_heads=2, head_dim=8, max_position_embeddings=256, query_pre_attn_scalar=8, sliding_window=6,
+                         attn_logit_softcapping=2.0, final_logit_softcapping=3.0)
+        )  # fmt: skip
+
+    def attention(self, config: Any) -> tuple[str, ...] | None:
+        return CAPPING  # transformers refuses sdpa for this class even where nothing is capped
+
+    def scale(self, model: nn.Module) -> float:
+        table = model.get_input_embeddings()  # type: ignore[operator]
+        return float(table.embed_scale.to(table.weight.dtype))
+
+    def head(self, model: nn.Module, hidden: Tensor) -> Tensor:
+        logits, cap = super().head(model, hidden), model.config.final_logit_softcapping  # type: ignore[union-attr]
+        return logits if cap is None else (logits / cap).tanh() * cap

@@ -10,13 +10,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # Workers share the cores; a test alone may have two. Set before torch is imported; processes that a test starts inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -41,23 +39,18 @@ def models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-class WideSoftmax(TorchFunctionMode):
-    """transformers' eager attention takes its softmax in float32; here that of float64 scores stays in float64."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.nn.functional.softmax and args[0].dtype == torch.float64:
-            kwargs = {**(kwargs or {}), "dtype": torch.float64}
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.fixture(autouse=True)
-def exact_eager(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The laws of a family that eager attention alone computes are shown to the last digits as well."""
+def exact_eager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The laws of a family that eager attention alone computes are shown to the last digits as well: transformers takes that
+    softmax in float32, here it stays in float64 if the scores are."""
     from context_memory.families.base import family_of
 
     family = getattr(request.node, "callspec", None) and request.node.callspec.params.get("family")
-    if isinstance(family, str) and family_of(family).attention(None):
-        with WideSoftmax():
-            yield
-    else:
-        yield
+    if not (isinstance(family, str) and family_of(family).attention(None)):
+        return
+    stock = torch.nn.functional.softmax
+
+    def softmax(x: Any, *args: Any, **kwargs: Any) -> Any:
+        return stock(x, *args, **(kwargs | {"dtype": x.dtype} if x.dtype == torch.float64 else kwargs))
+
+    monkeypatch.setattr(torch.nn.functional, "softmax", softmax)

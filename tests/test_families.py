@@ -93,6 +93,15 @@ def test_the_page_names_every_family() -> None:
     assert said == list(plugins.keys("families"))
 
 
+@pytest.mark.parametrize("family", plugins.keys("families"))
+def test_the_modules_that_may_get_a_lora_are_there(family: str) -> None:
+    """PEFT is content with one name that fits. `all_linear` is every linear layer of the decoder layers, `targets` some of them."""
+    kind = family_of(family)
+    for layer in kind.layers(kind.tiny()):
+        there = {name.rpartition(".")[2] for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)}
+        assert set(kind.all_linear) == there > set(kind.targets) > set()
+
+
 # ---- what does not fit ------------------------------------------------------------------------------------------------------
 
 

@@ -71,7 +71,7 @@ def mixed(states: Tensor, mix: Mix) -> Tensor:
 
 def eager_of(module: nn.Module) -> Callable[..., Any]:
     """What "eager" means to an attention layer: each modeling file has a function of its own (Gemma 2's caps the scores)."""
-    return getattr(sys.modules[type(module).__module__], "eager_attention_forward", eager_attention_forward)  # type: ignore[no-any-return]
+    return getattr(sys.modules[type(module).__module__], "eager_attention_forward", eager_attention_forward)
 
 
 def _ours(implementation: str) -> Callable[..., Any]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from context_memory.families.base import Family
+from context_memory.families._gemma import Gemma
 
 CAPPING = ("eager", "flex_attention", "flash_attention_2")
 """Attention implementations that cap the scores; sdpa leaves the cap out without a word."""
 
 
-class Gemma2(Family):
-    typed: ClassVar[bool] = True
-
+class Gemma2(Gemma):
     @staticmethod
     def tiny() -> nn.Module:
         return Gemma2ForCausalLM(
@@ -26,11 +24,3 @@ class Gemma2(Family):
 
     def attention(self, config: Any) -> tuple[str, ...] | None:
         return CAPPING  # transformers refuses sdpa for this class even where nothing is capped
-
-    def scale(self, model: nn.Module) -> float:
-        table = model.get_input_embeddings()  # type: ignore[operator]
-        return float(table.embed_scale.to(table.weight.dtype))
-
-    def head(self, model: nn.Module, hidden: Tensor) -> Tensor:
-        logits, cap = super().head(model, hidden), model.config.final_logit_softcapping  # type: ignore[union-attr]
-        return logits if cap is None else (logits / cap).tanh() * cap

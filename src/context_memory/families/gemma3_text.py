@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from context_memory.errors import InputError
-from context_memory.families.base import Family
+from context_memory.families._gemma import Gemma
 
 
-class Gemma3Text(Family):
-    typed: ClassVar[bool] = True
-
+class Gemma3Text(Gemma):
     @staticmethod
     def tiny() -> nn.Module:
         local, wide = {"rope_type": "default", "rope_theta": 100.0}, {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
@@ -28,11 +26,3 @@ class Gemma3Text(Family):
         super().check(config)
         if config.attn_logit_softcapping is not None:  # the modeling file does not hand it to the attention function
             raise InputError("attn_logit_softcapping is set, and transformers' Gemma 3 does not apply it; leave it null.")
-
-    def scale(self, model: nn.Module) -> float:
-        table = model.get_input_embeddings()  # type: ignore[operator]
-        return float(table.embed_scale.to(table.weight.dtype))
-
-    def head(self, model: nn.Module, hidden: Tensor) -> Tensor:
-        logits, cap = super().head(model, hidden), model.config.final_logit_softcapping  # type: ignore[union-attr]
-        return logits if cap is None else (logits / cap).tanh() * cap

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import GraniteConfig, GraniteForCausalLM
 
@@ -19,5 +21,5 @@ class Granite(Family):
                           residual_multiplier=0.5, logits_scaling=2.0)
         )  # fmt: skip
 
-    def head(self, model: nn.Module, hidden: Tensor) -> Tensor:
-        return super().head(model, hidden) / model.config.logits_scaling  # type: ignore[union-attr]
+    def head(self, model: Any, hidden: Tensor) -> Tensor:
+        return super().head(model, hidden) / model.config.logits_scaling

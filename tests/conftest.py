@@ -11,6 +11,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,3 +37,20 @@ def models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "models"
     monkeypatch.setenv("CCM_MODELS", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def exact_eager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The laws of a family that eager attention alone computes are shown to the last digits as well: transformers takes that
+    softmax in float32, here it stays in float64 if the scores are."""
+    from context_memory.families.base import family_of
+
+    family = getattr(request.node, "callspec", None) and request.node.callspec.params.get("family")
+    if not (isinstance(family, str) and family_of(family).attention(None)):
+        return
+    stock = torch.nn.functional.softmax
+
+    def softmax(x: Any, *args: Any, **kwargs: Any) -> Any:
+        return stock(x, *args, **(kwargs | {"dtype": x.dtype} if x.dtype == torch.float64 else kwargs))
+
+    monkeypatch.setattr(torch.nn.functional, "softmax", softmax)

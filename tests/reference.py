@@ -33,11 +33,10 @@ class Entry:
 def stock(lm: CompressedLM, adapted: bool = False, window: bool = False):  # type: ignore[no-untyped-def]
     """A fresh transformers model with the same weights; adapted: the LoRA added into them; window: with its sliding window."""
     config = deepcopy(lm.base.config)
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = (lm.family.attention(config) or ("sdpa",))[0]
     if not window and getattr(config, "sliding_window", None):
-        config.sliding_window = None
-    if not window and getattr(config, "layer_types", None):
-        config.layer_types = ["full_attention"] * len(config.layer_types)
+        # A layer that slides a window may differ in more than that (its rope): it stays, and the window passes by nothing.
+        config.sliding_window = 1 << 30 if getattr(config, "layer_types", None) else None
     model = type(lm.base)(config).to(lm.base.dtype).eval()
     weights = {k.replace(".base_layer", ""): v.clone() for k, v in lm.base.state_dict().items() if "lora_" not in k}
     for name, a in lm.base.state_dict().items():
@@ -96,8 +95,9 @@ class Reference:
 
     def _boundary(self, recurrent: bool) -> None:
         comp: list[Entry] = []
+        scale = getattr(self.frozen.get_input_embeddings(), "embed_scale", 1.0)
         for j, row in enumerate(self.lm.comp.weight):
-            _, states = self._token(self.adapted, row[None, None], self.clock + j, recurrent, beside=comp)
+            _, states = self._token(self.adapted, row[None, None] * scale, self.clock + j, recurrent, beside=comp)
             comp.append(Entry(states))
         if comp:
             layers = zip(*(c.states for c in comp))
@@ -115,7 +115,11 @@ class Reference:
             for entry in seen:
                 if window is None or near is None or entry.near is None or near - entry.near < window:
                     cache.update(*entry.states[i], i)
-        out = model(inputs_embeds=embedded, position_ids=torch.tensor([[position]]), past_key_values=cache, use_cache=True)
+        # Layers hold different numbers of entries, and every one is seen: eager would add one mask, of the first layer's length.
+        nothing = torch.zeros(1, 1, 1, 1) if model.config._attn_implementation == "eager" else None
+        out = model(
+            inputs_embeds=embedded, position_ids=torch.tensor([[position]]), past_key_values=cache, use_cache=True, attention_mask=nothing
+        )
         return out.logits[0, -1], [(layer.keys[:, :, -1:], layer.values[:, :, -1:]) for layer in cache.layers]
 
 

@@ -100,9 +100,9 @@ def test_no_forgotten_token_leaks(scheme: Scheme, implementation: str) -> None:
 
 @pytest.mark.usefixtures("unfused")
 @pytest.mark.parametrize("implementation", MASKED[1:])
-@pytest.mark.parametrize(("family", "scheme"), tiny_lms(["llama", "mistral", "qwen2"]), ids=str)
+@pytest.mark.parametrize(("family", "scheme"), tiny_lms(["llama", "mistral", "qwen2", "gemma2"]), ids=str)
 def test_implementations_agree(family: str, scheme: Scheme, implementation: str) -> None:
-    """In one pass and step by step, in float64: sdpa, which is exact to the recursion, says the same."""
+    """In one pass and step by step, in float64: sdpa (eager for gemma2), which is exact to the recursion, says the same."""
     segments = TEXT if scheme.max_steps is None else [TEXT[0], TEXT[3]]
     plan = layout(segments, scheme)
     wanted = run(tiny_lm(family, scheme), plan)
@@ -165,6 +165,18 @@ def test_flash_attention_is_refused_where_something_is_hidden() -> None:
         lm(layout(TEXT, lm.scheme))
 
 
+def test_scores_are_capped_or_the_implementation_is_refused() -> None:
+    """Gemma 2: sdpa would leave the cap out without a word. The control: without the cap it says something else."""
+    lm = tiny_lm("gemma2", Full())
+    plan = layout([Segment(LONG, compress=False)], Full())
+    capped = run(lm, plan)
+    for layer in lm.family.layers(lm.base):
+        layer.self_attn.attn_logit_softcapping = None
+    assert (run(lm, plan) - capped).abs().max() > 1e-3
+    with pytest.raises(ValueError, match=r"sdpa leaves out a part of gemma2's attention; use attn_implementation=eager \(or flex"):
+        tiny_lm("gemma2", Full(), attn_implementation="sdpa")
+
+
 # ---- sliding windows --------------------------------------------------------------------------------------------------------
 
 LONG = tuple(i % 41 for i in range(30))
@@ -172,7 +184,7 @@ LONG = tuple(i % 41 for i in range(30))
 
 @pytest.mark.usefixtures("unfused")
 @pytest.mark.parametrize("implementation", MASKED)
-@pytest.mark.parametrize("family", ["mistral", "qwen2"])
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "gemma3_text", "phi3"])
 def test_full_scheme_has_the_window_of_the_stock_model(family: str, implementation: str) -> None:
     """In one pass and in pieces on a memory. The control: the stock model without its window says something else."""
     lm = tiny_lm(family, Full(), attn_implementation=implementation)

@@ -11,11 +11,12 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
+from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import CheckpointError
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import reference
+from context_memory import attention
 from context_memory.plan import Plan, layout, pack, stack
 from context_memory.schemes.base import Scheme
 from context_memory.schemes.concat import Concat
@@ -171,25 +172,19 @@ def test_control_packing_without_rows_is_seen(family: str, scheme: Scheme) -> No
 # ---- forgotten is forgotten -----------------------------------------------------------------------------------------------
 
 
-class Cut(TorchFunctionMode):
-    """Detaches the keys and values of some columns in every layer: nothing flows back through them."""
-
-    def __init__(self, columns: Tensor) -> None:
-        super().__init__()
-        self.columns = columns[:, None, :, None]
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        if func is scaled_dot_product_attention:
-            q, *kv = args
-            args = (q, *(torch.where(self.columns, x.detach(), x) for x in kv))
-        return func(*args, **(kwargs or {}))
-
-
 def influence(lm, plan: Plan, cut: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-    """(n,) how much the last token's logits depend on each embedding, with the keys and values of some columns (1, n) cut."""
-    seen: list[Tensor] = []
+    """(n,) how much the last token's logits depend on each embedding, if nothing flows back through the keys and values of some
+    columns (1, n) of any layer."""
+    name, seen = attention.implementation_of(lm.base), []
+    stock = ALL_ATTENTION_FUNCTIONS.get(name)
+
+    def attend(module, q, k, v, *args, **kwargs):  # type: ignore[no-untyped-def]
+        k, v = (torch.where(cut[:, None, :, None], x.detach(), x) for x in (k, v))
+        return (stock or attention.eager_of(module))(module, q, k, v, *args, **kwargs)
+
     hook = lm.base.get_input_embeddings().register_forward_hook(lambda m, a, out: seen.append(out.requires_grad_()) or seen[-1])
-    with Cut(cut):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ALL_ATTENTION_FUNCTIONS, name, attend)
         lm(plan)[0, -1].square().sum().backward()
     hook.remove()
     return seen[0].grad[0].abs().sum(-1)

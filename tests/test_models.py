@@ -23,8 +23,8 @@ FILE = models.GgufFile(
     sha256=hashlib.sha256(CONTENT).hexdigest(), size=len(CONTENT), repository="x/y", revision="main", filename="whole.gguf",
     wheels=(("part1==1", "part1/one.bin"), ("part2==1", "part2/two.bin")), tie=True,
 )  # fmt: skip
-TYPES = {"smollm2": "llama", "llama": "llama", "mistral": "mistral", "qwen2.5": "qwen2"}
-MLP = {576: 1536, 896: 4864, 1536: 8960, 5120: 13824}
+TYPES = {"smollm2": "llama", "llama": "llama", "mistral": "mistral", "qwen2.5": "qwen2", "gemma3": "gemma3_text"}
+MLP = {576: 1536, 640: 2048, 896: 4864, 1536: 8960, 5120: 13824}
 """Width of the feed-forward layers by hidden size; 4096 has two."""
 
 
@@ -101,6 +101,15 @@ def test_the_hub_comes_before_the_wheels(fakes: Fakes, monkeypatch: pytest.Monke
     monkeypatch.setattr("huggingface_hub.hf_hub_download", deliver)
     assert fetch.get("small").is_dir()
     assert not fakes.downloads
+
+
+def test_a_file_that_only_the_wheels_have_is_not_asked_of_the_hub(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    only = replace(models.KNOWN["small"], gguf=replace(FILE, repository=None, revision=None))
+    monkeypatch.setitem(models.KNOWN, "small", only)
+    monkeypatch.setattr(fetch, "reachable", lambda: True)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    assert fetch.get("small").is_dir()
+    assert len(fakes.downloads) == 2
 
 
 def test_the_wheels_step_in_where_the_hub_fails(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ flash_attention_2 takes no such mask at all.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,11 @@ def mixed(states: Tensor, mix: Mix) -> Tensor:
     return out
 
 
+def eager_of(module: nn.Module) -> Callable[..., Any]:
+    """What "eager" means to an attention layer: each modeling file has a function of its own (Gemma 2's caps the scores)."""
+    return getattr(sys.modules[type(module).__module__], "eager_attention_forward", eager_attention_forward)
+
+
 def _ours(implementation: str) -> Callable[..., Any]:
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, kv_mix: Mix | None = None,
@@ -77,7 +83,7 @@ def _ours(implementation: str) -> Callable[..., Any]:
         queries and what comes out are (1, heads, N, d) and (1, N, heads, d)."""
         if kv_mix is not None:
             key, value = mixed(key, kv_mix), mixed(value, kv_mix)
-        stock = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        stock = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_of(module))
         if lanes is None:
             return stock(module, query, key, value, attention_mask, **kwargs)
         query = lanes.spread(query.transpose(1, 2)).transpose(1, 2)

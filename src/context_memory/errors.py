@@ -21,3 +21,7 @@ class ModelError(UserError):
 
 class UnknownModel(ModelError, LookupError):
     """A name that is neither a known model, a hub id, a folder nor a `.gguf` file."""
+
+
+class UnknownFamily(UserError, LookupError):
+    """An architecture that has no file in `families/`."""

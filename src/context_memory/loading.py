@@ -18,7 +18,7 @@ from context_memory import plugins
 from context_memory.adapter import Base, Card, Task
 from context_memory.config import Config
 from context_memory.errors import UserError
-from context_memory.families.base import Family
+from context_memory.families.base import Family, family_of
 from context_memory.model import CompressedLM
 from context_memory.schemes.base import Scheme
 
@@ -46,6 +46,7 @@ def load(
     from context_memory.fetch import get
 
     folder = get(name)
+    architecture(name, folder)
     place = None if adapter is None else Path(adapter)
     card = None if place is None else folders.read_card(place)
     task = None if place is None or card is None or not (merged or not card.is_task) else _task(place, card)
@@ -176,8 +177,6 @@ def build(config: Config) -> CompressedLM:
 
 def targets(config: Config) -> list[str]:
     """The modules that get LoRA."""
-    from transformers import AutoConfig
-
     from context_memory.fetch import get
 
     wanted = config.model.targets
@@ -185,12 +184,22 @@ def targets(config: Config) -> list[str]:
         wanted = "all" if not config.scheme.get("n_comp") else "attention"
     if wanted not in ("all", "attention"):
         return [name.strip() for name in wanted.split(",")]
-    kind = AutoConfig.from_pretrained(get(config.model.name)).model_type
-    try:
-        family: Family = plugins.make("families", kind)  # type: ignore[assignment]
-    except LookupError as e:
-        raise UserError(f"model '{config.model.name}': {e.args[0]}") from e
+    family = architecture(config.model.name, get(config.model.name))
     return list(family.all_linear if wanted == "all" else family.targets)
+
+
+def architecture(name: str, folder: Path) -> Family:
+    """The family of the model in a folder, before its weights are read.
+
+    Raises:
+        UserError: transformers does not know the architecture, or we have no file for it.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return family_of(AutoConfig.from_pretrained(folder).model_type)
+    except (LookupError, ValueError) as e:  # transformers': an unknown `model_type` or none, with advice on installing below
+        raise UserError(f"model '{name}': {str(e.args[0]).strip().partition(chr(10))[0]}") from e
 
 
 def card_of(lm: CompressedLM, config: Config, place: Path) -> Card:

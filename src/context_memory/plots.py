@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from context_memory.depths import depth_of
+
 if TYPE_CHECKING:
     from context_memory.report import Line
 
@@ -21,6 +23,8 @@ def plots(lines: Sequence[Line], folder: Path) -> list[Path]:
         out.append(accuracy(lines, folder / "plot.png"))
     if any(_distances(line) for line in lines):
         out.append(distances(lines, folder / "distance.png"))
+    if len({depth_of(line.record.lines[0].id) for line in lines} - {None}) > 1:
+        out.append(depths(lines, folder / "depth.png"))
     return out
 
 
@@ -54,6 +58,28 @@ def distances(lines: Sequence[Line], path: Path) -> Path:
             )  # fmt: skip
     axes.set(xlabel="steps between a result and its use", ylabel="taken up rightly, %", ylim=(-3, 103))
     axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False)
+    return _save(figure, path)
+
+
+def depths(lines: Sequence[Line], path: Path) -> Path:
+    """What more segments in memory bring, a line a row: accuracy where options were chosen, else the NLL a token."""
+    figure, axes = _figure()
+    chosen = all("correct" in line.metrics.scores for line in lines)
+    rows: dict[str, list[tuple[int, Any]]] = {}
+    for line in lines:
+        t, found = depth_of(line.record.lines[0].id), line.metrics.scores["correct"] if chosen else line.metrics.nll
+        if t is not None and found is not None:
+            rows.setdefault(line.record.name.rpartition(", t=")[0], []).append((t, found))
+    scale = 100 if chosen else 1
+    for i, (name, points) in enumerate(rows.items()):
+        reach = [_reach(e, scale) for _, e in points]
+        axes.errorbar(
+            [t for t, _ in points], [scale * e.mean for _, e in points], yerr=[[r[k][0] for r in reach] for k in (0, 1)], marker="o",
+            capsize=3, color=COLOURS[i % len(COLOURS)], label=name,
+        )  # fmt: skip
+    axes.set(xlabel="segments in memory", ylabel="accuracy, %" if chosen else "NLL, nats a token")
+    axes.set_xscale("symlog", base=2, linthresh=1)
     axes.legend(frameon=False)
     return _save(figure, path)
 

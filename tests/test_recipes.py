@@ -1,0 +1,61 @@
+"""Every recipe parses, and trains two steps of a toy model on a handful of examples of its own kind of data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import toys
+from context_memory import compose
+from context_memory.data.gsm8k import Gsm8k
+from context_memory.data.icl import Icl
+from context_memory.train import train
+
+RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
+SMALL = ["model.dtype=float32", "model.lora_r=2", "training.max_steps=2", "training.tokens_per_batch=1500", "training.max_tokens=4000",
+         "training.eval_steps=2", "training.eval_samples=2", "training.save_steps=2", "training.wandb=false", "model.adapter=null"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toys.folder(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few rows of every dataset that reads files."""
+    root = tmp_path_factory.mktemp("data")
+
+    def jsonl(name: str, rows: list[dict[str, object]]) -> None:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+    problems = [{"question": f"{e.prompt} ({i})", "answer": f"{e.target}"} for i in range(30) for e in Gsm8k.samples]
+    labels = [{"input": f"{e.prompt} {i}", "output": e.target, "options": list(e.options)} for i in range(12) for e in Icl.samples]
+    film = [{"text": f"Film {i}", "rating": str(1 + i % 5)} for i in range(8)]
+    for split in ("train", "validation", "test"):
+        jsonl(f"gsm8k/{split}.jsonl", problems)
+        for corpus in ("self_dialogue", "dailydialog"):
+            jsonl(f"dialogue/{corpus}/{split}.jsonl", [{"dialog": [f"I say {i}, {j}." for j in range(15)]} for i in range(9)])
+        jsonl(f"icl/{split}/films.jsonl", [row | {"split": s} for row in labels for s in ("train", "test")])
+        jsonl(f"personal/{split}.jsonl", [{"profile": film, "input": f"Film {i}", "output": "3", "options": ["1", "3"]} for i in range(9)])
+        (root / "books" / split).mkdir(parents=True)
+        (root / "books" / split / "a.txt").write_text(" ".join(f"word{i}" for i in range(3000)))
+    return root
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
+def test_a_recipe_trains(recipe: Path, toy: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CCM_DATA", str(data))
+    config = compose.load([f"model={toy}", *SMALL, f"output={tmp_path}", *_small(recipe)], recipe)
+    assert config.run_id and config.scheme["name"]
+    result = train(config)
+    assert result.steps == 2 and (tmp_path / config.data["name"] / config.run_id / "adapter" / "ccm.json").is_file()
+
+
+def _small(recipe: Path) -> list[str]:
+    """Fewer and shorter examples, where a recipe's data are generated."""
+    said = recipe.read_text()
+    return ["data.train=40", "data.validation=4", "data.test=4"] if "name: tally" in said or "name: gsm_symbolic" in said else []

@@ -74,8 +74,9 @@ def test_memory_is_as_large_as_its_scheme_says_and_no_byte_more(family: str, sch
                 entries = near
             if scheme.pools:  # likewise: a segment may be shorter than its slots are many
                 folded = [len(s.ids) - sum(s.pins) for s in writes(scheme)[:step]]
-                assert (more := sum(pins) + sum(scheme.slots(0, n) for n in folded)) <= entries
-                entries = more
+                short = sum(pins) + sum(scheme.slots(0, n) for n in folded)
+                assert short <= entries
+                entries = short
             elif scheme.mixes and step > scheme.delay:
                 averages = scheme.n_comp * lm.kv_bytes * 4 // dtype.itemsize
             assert memory.length == [entries]

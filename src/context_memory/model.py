@@ -22,9 +22,9 @@ from context_memory.families.base import Family, fitting
 from context_memory.gate import Gate
 from context_memory.generate import Decoder, generate
 from context_memory.memory import Memory
+from context_memory.mixing import Mix
 from context_memory.output import Output, Settings
 from context_memory.pins.base import Pin
-from context_memory.mixing import Mix
 from context_memory.plan import IGNORE, PAD, Plan, Tokens, visible
 from context_memory.rates import LearnedRate
 from context_memory.schemes.base import Scheme

@@ -140,7 +140,7 @@ def test_learned_rates_are_trained_and_travel_with_the_adapter(tmp_path: Path) -
     assert again.comp.rate is not None and lm.comp.rate is not None and again.scheme.learned
     assert torch.equal(again.comp.rate.weight, lm.comp.rate.weight) and torch.equal(again.comp.rate.bias, lm.comp.rate.bias)
     assert loading.load(str(model), tmp_path / "with", scheme=Merge(), dtype="float32").comp.rate is None
-    with pytest.raises(UserError, match="has no learned rates; use scheme.learned=false"):
+    with pytest.raises(UserError, match=r"has no learned rates; use scheme\.learned=false"):
         loading.load(str(model), tmp_path / "without", scheme=replace(plain.scheme, learned=True), dtype="float32")
 
 
@@ -160,7 +160,8 @@ class Facts(Dataset):
         return {"correct": float(answer == example.target)}
 
 
-ROWS = [(Full(), ()), (Window(size=6), (Sink(),)), (KeyNorm(size=8, recent=2), (Sink(),)), (Compressive(entries=3), (Sink(),)), (Nothing(), ())]
+SUNK = (Sink(),)
+ROWS = [(Full(), ()), (Window(size=6), SUNK), (KeyNorm(size=8, recent=2), SUNK), (Compressive(entries=3), SUNK), (Nothing(), ())]
 
 
 @pytest.mark.parametrize(("scheme", "pins"), ROWS, ids=str)

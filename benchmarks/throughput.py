@@ -7,7 +7,8 @@ Every user has a memory of 16 segments of 50 tokens and asks a question; the mem
 included; the largest batch is what the budget divided by that gives. A few users are written and stacked again and again, because
 what a memory says changes neither bytes nor speed; a fresh adapter serves for the same reason. Writing the memories is not timed: it
 is done once, as the text comes. Each answer of the small batch is compared with that of its user alone, and each of the large batch
-with the small one's (in bfloat16 a batch rounds otherwise, and a tie may fall the other way). The last columns tell what a larger batch gives from what a smaller memory gives by itself.
+with the small one's (in bfloat16 a batch rounds otherwise, and a tie may fall the other way). The last columns tell what a larger
+batch gives from what a smaller memory gives by itself.
 """
 
 from __future__ import annotations

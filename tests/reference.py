@@ -7,6 +7,8 @@ runs the comp tokens. What is remembered is a list of every h(t), and the memory
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -62,20 +64,39 @@ class Reference:
         self.reach: int | None = lm.scheme.size if lm.scheme.name == "window" else None
         self.h: list[States] = []
         """The comp keys and values of every compression so far, n_comp columns each."""
+        self.pooled: list[Entry] = []
+        """Means of raw keys and values."""
         self.clock = 0
 
     def memory(self) -> list[Entry]:
-        """What the scheme makes of h(1) ... h(t)."""
-        name, t = self.lm.scheme.name, len(self.h)
-        if name != "merge" or not t:
-            return [Entry(h) for h in self.h]
-        if self.lm.scheme.average == "mean":
-            weights = [1 / t] * t
-        else:
-            a = self.lm.scheme.decay
-            weights = [(1 - a) ** (t - 1)] + [a * (1 - a) ** (t - 1 - j) for j in range(1, t)]
-        layers = range(len(self.h[0]))
-        return [Entry([tuple(sum(w * h[i][s] for w, h in zip(weights, self.h)) for s in (0, 1)) for i in layers])]  # type: ignore[misc]
+        """What the scheme makes of h(1) ... h(t), and of pooled segments."""
+        scheme, t = self.lm.scheme, len(self.h)
+        if scheme.name == "capped":
+            old = max(0, t - scheme.cap + (scheme.evicted == "merged"))
+            merged = [Entry(summed([1 / old] * old, self.h[:old]))] if old and scheme.evicted == "merged" else []
+            return [*merged, *(Entry(h) for h in self.h[old:])]
+        if scheme.name != "merge" or not t:
+            return [*self.pooled, *(Entry(h) for h in self.h)]
+        if scheme.learned:
+            return [Entry(self.learned())]
+        if scheme.average == "exponential":
+            a = scheme.decay
+            return [Entry(summed([(1 - a) ** (t - 1)] + [a * (1 - a) ** (t - 1 - j) for j in range(1, t)], self.h))]
+        parts = [1 if scheme.average == "mean" else j**scheme.power for j in range(1, t + 1)]
+        return [Entry(summed([x / sum(parts) for x in parts], self.h))]
+
+    def learned(self) -> States:
+        """The running average whose rate a learned parameter moves, a layer, a head and a slot at a time."""
+        rate, out = self.lm.comp.rate, [(k.clone(), v.clone()) for k, v in self.h[0]]
+        for t, h in enumerate(self.h[1:], start=2):
+            for i, (fresh, held) in enumerate(zip(h, out)):
+                for head in range(fresh[1].shape[1]):
+                    for slot in range(fresh[1].shape[2]):
+                        moved = rate.bias[i, head, slot] + rate.weight[i, head, slot] @ fresh[1][0, head, slot]
+                        a = 1 / (1 + (t - 1) * torch.exp(-moved))
+                        for x, y in zip(held, fresh):
+                            x[0, head, slot] += a * (y[0, head, slot] - x[0, head, slot])
+        return out
 
     def feed(self, segment: Segment) -> list[Tensor]:
         """Read a segment token by token; at its end, if it is compressed, run the comp tokens and forget it."""
@@ -103,6 +124,11 @@ class Reference:
             layers = zip(*(c.states for c in comp))
             self.h.append([(torch.cat([k for k, _ in layer], 2), torch.cat([v for _, v in layer], 2)) for layer in layers])
         self.pins = [Entry(pin.states) for pin in self.pins]
+        if self.lm.scheme.name == "compressive":
+            n, many = len(self.open), min(len(self.open), self.lm.scheme.entries)
+            edges = [-(-i * n // many) for i in range(many + 1)] if many else []
+            runs = [[e.states for e in self.open[a:b]] for a, b in itertools.pairwise(edges)]
+            self.pooled += [Entry(summed([1 / len(run)] * len(run), run)) for run in runs]
         self.open = self.open if self.reach else []
         self.clock += len(comp) if self.lm.positions == "base" else 0
 
@@ -121,6 +147,12 @@ class Reference:
             inputs_embeds=embedded, position_ids=torch.tensor([[position]]), past_key_values=cache, use_cache=True, attention_mask=nothing
         )
         return out.logits[0, -1], [(layer.keys[:, :, -1:], layer.values[:, :, -1:]) for layer in cache.layers]
+
+
+def summed(weights: Sequence[float], states: Sequence[States]) -> States:
+    """The weighted sum, a layer and a column at a time."""
+    both = [[sum(w * x[i][s] for w, x in zip(weights, states, strict=True)) for s in (0, 1)] for i in range(len(states[0]))]
+    return [(k, v) for k, v in both]  # type: ignore[misc]
 
 
 def logits(lm: CompressedLM, segments: list[Segment]) -> Tensor:

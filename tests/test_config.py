@@ -38,7 +38,7 @@ def test_the_gate_follows_the_scheme() -> None:
         (["scheme.colour=red"], r"no setting 'scheme\.colour'; Have under 'scheme': n_comp, name, recurrent"),
         (["pins.sink.budget=2"], r"Choose it first: pins=\[prompt,sink\]"),
         (["training"], "'training' is not an override; write key=value"),
-        (["scheme=sum"], "scheme=sum: no scheme called 'sum'; have: concat, full, "),
+        (["scheme=sum"], "scheme=sum: no scheme called 'sum'; have: capped, compressive, concat, full, "),
         (["boundary=paragraph"], r"no boundary called 'paragraph'; have: .*create boundaries/paragraph\.py"),
         (["data=mnist"], "no dataset called 'mnist'; have: "),
         (["pins=[nose]"], "no pin called 'nose'; have: "),

@@ -207,7 +207,7 @@ def test_a_forgotten_token_is_forgotten(family: str, scheme: Scheme) -> None:
     flows, cut = influence(lm, plan, torch.zeros_like(held)[None]), influence(lm, plan, held[None])
     assert bool((cut[forgotten] == 0).all())
     assert bool((cut[own] > 0).all())
-    if scheme.n_comp or not scheme.hides:
+    if scheme.n_comp or scheme.mixes or not scheme.hides:
         assert bool((flows[forgotten] > 0).all())
     else:  # only raw tokens carry anything on, and only what they see themselves, a layer a step
         carried = mask.double().matrix_power(lm.n_layers)[-1] > 0

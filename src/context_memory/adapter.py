@@ -1,7 +1,7 @@
 """Adapter folders: a pure LoRA that stock PEFT reads, the comp embeddings, and a card that says what they belong to.
 
     adapter_model.safetensors, adapter_config.json   through PEFT's own save_pretrained, with the plain base's name
-    comp.safetensors                                 the comp embeddings
+    comp.safetensors                                 the comp embeddings (and learned rates, where a scheme has them)
     ccm.json                                         format, hashes (base weights, task adapter, these files), the configuration
 
 A folder is written beside its place and renamed, so it is there whole or not at all. A task adapter (an ordinary LoRA,
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from context_memory.errors import UserError
 
@@ -144,7 +145,7 @@ def save(lm: CompressedLM, folder: str | Path, card: Card, dtype: torch.dtype | 
     lm.peft.save_pretrained(str(beside), save_embedding_layers=False, state_dict=state)
     (beside / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     if lm.scheme.n_comp:
-        save_file({"weight": lm.comp.weight.detach().cpu().contiguous()}, beside / COMP)
+        save_file({k: p.detach().cpu().contiguous() for k, p in lm.comp.named_parameters()}, beside / COMP)
     files = {f.name: sha256(f) for f in sorted(beside.iterdir())}
     write_json(beside / CARD, asdict(replace(card, files=files)))
     if folder.exists():
@@ -226,6 +227,6 @@ def check_base(folder: str | Path, card: Card, base: Base) -> None:
         )
 
 
-def load_comp(folder: str | Path) -> Any:
-    """(n_comp, hidden) comp embeddings."""
-    return load_file(Path(folder) / COMP)["weight"]
+def load_comp(folder: str | Path) -> dict[str, Tensor]:
+    """(n_comp, hidden) comp embeddings, as `weight`, and what else a scheme learns beside them."""
+    return load_file(Path(folder) / COMP)

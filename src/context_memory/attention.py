@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from context_memory.errors import InputError
-from context_memory.plan import Mix
+from context_memory.mixing import Mix
 
 IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention", "flash_attention_2")
 PREFIX = "ccm_"
@@ -56,19 +56,6 @@ class Lanes:
         return out.index_copy(0, self.index, x[0]).unflatten(0, (self.rows, self.n))
 
 
-def mixed(states: Tensor, mix: Mix) -> Tensor:
-    """(b, h, n, d) keys or values with the slots overwritten by the weighted sums of their sources, summed in float32 or wider."""
-    b, h, _, d = states.shape
-    _, g, c = mix.source.shape
-    wide = torch.promote_types(states.dtype, torch.float32)
-    index = mix.source.reshape(b, 1, g * c, 1).expand(b, h, g * c, d)
-    source = states.gather(2, index).view(b, h, g, c, d).to(wide)
-    summed = torch.einsum("bts,bhscd->btchd", mix.weight.to(wide), source).reshape(b, -1, h, d).to(states.dtype)
-    out = states.clone()
-    out[mix.rows, :, mix.target] = summed[mix.rows, mix.picked]
-    return out
-
-
 def eager_of(module: nn.Module) -> Callable[..., Any]:
     """What "eager" means to an attention layer: each modeling file has a function of its own (Gemma 2's caps the scores)."""
     return getattr(sys.modules[type(module).__module__], "eager_attention_forward", eager_attention_forward)
@@ -82,7 +69,7 @@ def _ours(implementation: str) -> Callable[..., Any]:
         """(b, heads, q, d) x (b, kv heads, n, d) -> (b, q, heads, d), as every attention function of transformers; with `lanes`, the
         queries and what comes out are (1, heads, N, d) and (1, N, heads, d)."""
         if kv_mix is not None:
-            key, value = mixed(key, kv_mix), mixed(value, kv_mix)
+            key, value = kv_mix.fill(key, value, int(module.layer_idx))  # type: ignore[arg-type]
         stock = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_of(module))
         if lanes is None:
             return stock(module, query, key, value, attention_mask, **kwargs)

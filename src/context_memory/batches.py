@@ -67,8 +67,8 @@ class Rows:
         """Segments and length (comp tokens and slots included), or None for an example that is left out."""
         if index not in self._seen:
             segments = tuple(self._segments(self.examples[index]))
-            extra = self.scheme.n_comp * (2 if self.scheme.mixes else 1)
-            length = sum(len(s.ids) + extra * s.compress for s in segments)
+            fold = self.scheme.slots(self.scheme.delay, self.max_tokens) + self.scheme.n_comp  # of a boundary, at most
+            length = sum(len(s.ids) + fold * s.compress for s in segments)
             if length > self.max_tokens:
                 self.left.too_long += 1
                 self._seen[index] = None

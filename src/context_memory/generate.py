@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
+from context_memory import memory_merge
 from context_memory.boundaries.base import Step
 from context_memory.encode import Encoder
 from context_memory.errors import InputError
@@ -145,7 +146,7 @@ class Decoder:
                         f"scheme '{scheme.name}' compresses at most {scheme.max_steps} time(s) and the answer came to another boundary; "
                         "use boundary=turn, or a scheme that goes on."
                     )
-                fold = boundary_columns(scheme, step, clock[lane])
+                fold = boundary_columns(scheme, step, clock[lane], memory_merge.unfolded(memory)[lane])
                 folds.append(lane)
                 clock[lane] += room
                 row.segment, row.text, row.scores, row.closed = [], "", {}, False

@@ -171,7 +171,7 @@ def build(config: Config) -> CompressedLM:
     except ValueError as e:  # PEFT: a target that the model has not
         raise UserError(f"model.targets={m.targets}: {e}") from e
     for key, p in lm.named_parameters():
-        p.requires_grad_(("lora_" in key or key == "comp.weight") and p.numel() > 0)
+        p.requires_grad_(("lora_" in key or key.startswith("comp.")) and p.numel() > 0)
     return lm
 
 
@@ -263,8 +263,15 @@ def _fill(lm: CompressedLM, adapter: Path) -> None:
             f"adapter '{adapter}' has weights for modules that the model lacks: {', '.join(lost.unexpected_keys[:3])}."
         )
     if n := lm.scheme.n_comp:
-        rows = folders.load_comp(adapter)[:n]
+        saved = folders.load_comp(adapter)
+        rows = saved.pop("weight")[:n]
         if len(rows) < n:  # one row would be copied to all
             raise UserError(f"adapter '{adapter}' has {len(rows)} comp embedding(s) and its card says {n}; get the folder again.")
         with torch.no_grad():
             lm.comp.weight.copy_(rows)
+        if lm.comp.rate is not None:
+            if not saved:
+                raise UserError(f"adapter '{adapter}' has no learned rates; use scheme.learned=false, as it was trained.")
+            with torch.no_grad():
+                lm.comp.rate.weight.copy_(saved["rate.weight"][:, :, :n])
+                lm.comp.rate.bias.copy_(saved["rate.bias"][:, :, :n])

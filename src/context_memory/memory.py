@@ -136,7 +136,7 @@ class Memory(Cache):
         which = torch.tensor(list(rows), device=self.slot.device)
         step, clock = (torch.tensor([x[r] for r in rows], device=self.slot.device)[:, None] for x in (self.step, self.clock))
         if scheme.mixes:
-            memory_merge.average(self, which, [scheme.rate(self.step[r]) for r in rows])
+            memory_merge.fold(self, rows)
         held = self.held.map(lambda x: x[which])
         keep = (held.kind != PAD) & scheme.kept(held, step, clock)
         counts = keep.sum(1)
@@ -178,8 +178,8 @@ class Memory(Cache):
     def run(self, segments: Sequence[Sequence[Segment]]) -> Tensor:
         """Run segments row by row (each list ends with at most one compressed segment) and fold where one closed."""
         plans = [
-            build([[]]) if self._bare(s) else layout(s, self.lm.scheme, self.lm.positions, clock=c, step=t)
-            for s, c, t in zip(segments, self.clock, self.step)
+            build([[]]) if self._bare(s, t, u) else layout(s, self.lm.scheme, self.lm.positions, clock=c, step=t, unfolded=u)
+            for s, c, t, u in zip(segments, self.clock, self.step, memory_merge.unfolded(self))
         ]
         n = self.lm.scheme.n_comp if self.lm.positions == "base" else 0
         closed = [r for r, s in enumerate(segments) if s and s[-1].compress]
@@ -190,9 +190,10 @@ class Memory(Cache):
         self.fold(closed)
         return hidden
 
-    def _bare(self, segments: Sequence[Segment]) -> bool:
-        """Whether there is nothing to run: no segments, or boundaries alone of a scheme without comp tokens."""
-        return not any(s.ids or not s.compress or self.lm.scheme.n_comp for s in segments)
+    def _bare(self, segments: Sequence[Segment], step: int, unfolded: int) -> bool:
+        """Whether there is nothing to run: no segments, or boundaries alone of a scheme without comp tokens and slots."""
+        stands = self.lm.scheme.n_comp or self.lm.scheme.slots(step, unfolded)
+        return not any(s.ids or not s.compress or stands for s in segments)
 
     def write(self, text: str | Sequence[int]) -> None:
         """Compress a segment into the memory (one row). Text or token ids.

@@ -27,7 +27,8 @@ def pick(memory: Memory, rows: Sequence[int]) -> Memory:
         if mine.keys is not None:
             theirs.keys, theirs.values = mine.keys[which, :, :width], mine.values[which, :, :width]
             theirs.is_initialized = True
-    other.mean = [(k[which], v[which]) for k, v in memory.mean]
+    merged = bool(other.held.slot.any())  # there may be averages of other rows only
+    other.mean = [(k[which], v[which]) for k, v in memory.mean] if merged else []
     return other
 
 

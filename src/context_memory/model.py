@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
-from context_memory import attention, gate, memory_file, memory_merge, plugins
+from context_memory import attention, gate, memory_file, memory_merge, mixing, plugins
 from context_memory.boundaries.base import Boundary
 from context_memory.encode import Encoder
 from context_memory.errors import InputError
@@ -22,9 +22,11 @@ from context_memory.families.base import Family, fitting
 from context_memory.gate import Gate
 from context_memory.generate import Decoder, generate
 from context_memory.memory import Memory
+from context_memory.mixing import Mix
 from context_memory.output import Output, Settings
 from context_memory.pins.base import Pin
-from context_memory.plan import IGNORE, PAD, Mix, Plan, Tokens, visible
+from context_memory.plan import IGNORE, PAD, Plan, Tokens, visible
+from context_memory.rates import LearnedRate
 from context_memory.schemes.base import Scheme
 from context_memory.text import Segment
 from context_memory.tokens import CompEmbedding
@@ -78,6 +80,8 @@ class CompressedLM(nn.Module):
         attention.use(base, attn_implementation, scheme.mixes)
         self.base = base
         self.comp = CompEmbedding(scheme.n_comp, base.get_input_embeddings().weight.detach(), self.family.scale(base))
+        if scheme.learned:
+            self.comp.rate = LearnedRate(self.n_layers, base.config.num_key_value_heads, scheme.n_comp, self._head_size)
         self.peft: PeftModel | None = None
         if lora is not None:
             self._attach(lora)
@@ -112,9 +116,12 @@ class CompressedLM(nn.Module):
     @property
     def kv_bytes(self) -> int:
         """Bytes of one entry over all layers."""
+        return 2 * self.n_layers * self.base.config.num_key_value_heads * self._head_size * self.base.dtype.itemsize
+
+    @property
+    def _head_size(self) -> int:
         config = self.base.config
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return 2 * self.n_layers * config.num_key_value_heads * size * self.base.dtype.itemsize
+        return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
     def hidden(self, plan: Plan, memory: Memory | None = None, used: int = 0, adapter: bool = True) -> Tensor:
         """(b, n, hidden) last hidden states of the plan's tokens, after the first `used` columns of a memory if one is given.
@@ -125,7 +132,7 @@ class CompressedLM(nn.Module):
             return self._pass(plan, memory, memory.held.map(lambda x: x[:, :used]), memory_merge.mix(memory, plan, used), adapter)
         if not self.scheme.static:
             raise InputError(f"scheme '{self.scheme.name}' chooses by the keys and has no mask for one pass; run it on a memory.")
-        mix, frozen = plan.mix(self.scheme), self._frozen(plan) if adapter else 0
+        mix, frozen = mixing.mix(plan, self.scheme, self.comp.rate), self._frozen(plan) if adapter else 0
         if not frozen:
             return self._pass(plan, None, plan.tokens, mix, adapter)
         cache, (head, tail) = DynamicCache(), plan.cut(frozen)
@@ -187,7 +194,7 @@ class CompressedLM(nn.Module):
         implementation = attention.implementation_of(self.base)
         q, k = t.map(lambda x: x[:, :, None]), keys.map(lambda x: x[:, None, :])
         windowed = self.family.windowed(self.base.config)
-        if cache is None and _consecutive(plan) and not (windowed and bool(t.pin.any())) and not plan.hides(self.scheme):
+        if cache is None and plan.consecutive and not (windowed and bool(t.pin.any())) and not plan.hides(self.scheme):
             return None, None
         mask = visible(self.scheme, q, k)
         n, used = plan.shape[1], keys.kind.shape[1]
@@ -289,10 +296,3 @@ class CompressedLM(nn.Module):
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         fresh = [memory is None or not raw for raw in (memory.raw if memory is not None else [0] * len(texts))]
         return encoder, [encoder.asked(text, first) for text, first in zip(texts, fresh, strict=True)]
-
-
-def _consecutive(plan: Plan) -> bool:
-    """Whether every row is raw tokens at 0, 1, 2, ... with nothing but padding behind, so that plain causal attention may be exact."""
-    t = plan.tokens
-    text = (t.position == torch.arange(plan.shape[1], device=t.position.device)) & t.raw & (t.row == 0)
-    return bool((text | (t.kind == PAD)).all()) and bool(t.raw[:, 0].all())

@@ -1,4 +1,4 @@
-"""Where every token sits, and what can be read off that: masks, gate, mixing weights. The only file that knows token order.
+"""Where every token sits, and what can be read off that: masks and gate. The only file that knows token order.
 
 A plan is made from segments without a model or a device. Training runs it in one masked pass; a memory runs the plan of
 one segment at a time after the tokens that it kept. Both read who sees whom off the same lines (`visible`).
@@ -72,25 +72,6 @@ def visible(scheme: Scheme, q: Tokens, k: Tokens) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Mix:
-    """Which keys and values the attention function overwrites with a weighted sum of others (merging schemes).
-
-    target = weight @ source, slot by slot, for keys (after RoPE) and values alike.
-    """
-
-    weight: Tensor
-    """(b, groups out, groups in), float32 or wider."""
-    source: Tensor
-    """(b, groups in, n_comp) columns of comp tokens (and, when a memory is continued, of its slots)."""
-    rows: Tensor
-    """(N,) batch row of every overwritten column."""
-    target: Tensor
-    """(N,) the column."""
-    picked: Tensor
-    """(N,) which (group out, slot), counted flat within its batch row."""
-
-
-@dataclass(frozen=True)
 class Plan:
     """A batch of token sequences, laid out. All tensors are (b, n) unless noted."""
 
@@ -117,6 +98,13 @@ class Plan:
         rest = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "tokens"}
         return Plan(tokens=self.tokens.map(lambda x: x.to(device)), **rest)
 
+    @property
+    def consecutive(self) -> bool:
+        """Whether every row is raw tokens at 0, 1, 2, ... with nothing but padding behind: plain causal attention may be exact."""
+        t = self.tokens
+        text = (t.position == torch.arange(self.shape[1], device=t.position.device)) & t.raw & (t.row == 0)
+        return bool((text | (t.kind == PAD)).all()) and bool(t.raw[:, 0].all())
+
     def cut(self, at: int) -> tuple[Plan, Plan]:
         """The columns before `at` and those from there on. `groups` stay out: their columns are those of the whole."""
 
@@ -141,42 +129,18 @@ class Plan:
         """(g,) flat indices (into b * n) of the comp tokens: where a conditional LoRA acts."""
         return self.tokens.comp.flatten().nonzero()[:, 0]
 
-    def mix(self, scheme: Scheme) -> Mix | None:
-        """The weights that turn comp keys and values into slots, or None for schemes without slots."""
-        if not scheme.mixes or not self.groups.shape[1]:
-            return None
-        comp, slot, segment, row = self.groups.unbind(-1)
-        steps = int(segment.max()) + 1
-        table = unroll(scheme, steps).to(self.ids.device)
-        weight = table[segment.clamp(min=0)[:, :, None], segment.clamp(min=0)[:, None, :]]
-        weight = weight * ((row[:, :, None] == row[:, None, :]) & (comp >= 0)[:, None, :])
-        n = int(self.slot.max()) + 1  # the plan's number: an adapter for several is trained on plans with fewer than the scheme's
-        offset = torch.arange(n, device=self.ids.device)
-        target = slot[:, :, None] + offset
-        rows, groups, lanes = ((slot >= 0)[:, :, None].expand_as(target)).nonzero(as_tuple=True)
-        return Mix(weight, comp.clamp(min=0)[:, :, None] + offset, rows, target[rows, groups, lanes], groups * n + lanes)
-
-
-def unroll(scheme: Scheme, steps: int) -> Tensor:
-    """(steps, steps) weights of comp group j in the slots of step t, from the one-step rule `scheme.rate` (float64)."""
-    table = torch.zeros(steps, steps, dtype=torch.float64)
-    for t in range(steps):
-        rate = scheme.rate(t)
-        if t:
-            table[t] = table[t - 1] * (1 - rate)
-        table[t, t] = rate
-    return table
-
 
 def layout(
-    segments: Sequence[Segment], scheme: Scheme, positions: str = "skip", *, clock: int = 0, step: int = 0, supervise: str = "all"
-) -> Plan:
+    segments: Sequence[Segment], scheme: Scheme, positions: str = "skip", *, clock: int = 0, step: int = 0, unfolded: int = 0,
+    supervise: str = "all",
+) -> Plan:  # fmt: skip
     """Lay out one example (b = 1): the segments, each followed by its comp tokens (and slots) if it is compressed.
 
     Args:
         positions: `skip`, comp token j stands at (last raw position) + 1 + j and takes up no room (Kim et al. 2024,
             section 1.3 of docs/papers.md), or `base`, every token counts. Slots never count.
         clock: position of the first token. step: compressions that came before (a memory is continued).
+        unfolded: tokens, pins not counted, that the memory holds of the segment that goes on.
         supervise: `all` labels every token with `loss`; `memory` only those after the first compression, because the
             others reach no trainable parameter of a conditional adapter.
 
@@ -193,8 +157,9 @@ def layout(
         context = segment.compress and not segment.target
         for i, token in enumerate(segment.ids):
             raw.append((len(columns), bool(segment.loss and segment.loss[i]), step))
-            columns.append((RAW, step, not context, bool(segment.pins and segment.pins[i]), clock, token, 0))
-            clock += 1
+            pin = bool(segment.pins and segment.pins[i])
+            columns.append((RAW, step, not context, pin, clock, token, 0))
+            clock, unfolded = clock + 1, unfolded + (not pin)
         if not segment.compress:
             continue
         if (limit := scheme.max_steps) is not None and step >= limit:
@@ -203,11 +168,11 @@ def layout(
                 "write the whole context as one segment, or use another scheme."
             )
         start, n = len(columns), scheme.n_comp
-        columns += boundary_columns(scheme, step, clock)
+        columns += boundary_columns(scheme, step, clock, unfolded)
         if n:
-            groups.append((start, start + n if scheme.mixes else -1, step, 0))
+            groups.append((start, start + n if len(columns) > start + n else -1, step, 0))
         clock += n if positions == "base" else 0
-        step += 1
+        step, unfolded = step + 1, 0
     if not columns:
         raise InputError("nothing to lay out: every segment is empty; give at least one token.")
     plan = build([columns])
@@ -221,10 +186,13 @@ Column = tuple[int, int, bool, bool, int, int, int]
 """kind, segment, reads, pin, position, id, slot"""
 
 
-def boundary_columns(scheme: Scheme, step: int, clock: int) -> list[Column]:
-    """What stands at a boundary: the comp tokens, then the slots of a mixing scheme, at the positions that follow the text."""
+def boundary_columns(scheme: Scheme, step: int, clock: int, unfolded: int) -> list[Column]:
+    """What stands at a boundary: the comp tokens, then the slots of a mixing scheme, at the positions that follow the text.
+
+    `unfolded`: tokens of the segment that has ended, pins not counted.
+    """
     comp: list[Column] = [(COMP, step, False, False, clock + j, 0, j) for j in range(scheme.n_comp)]
-    return comp + [(SLOT, *c[1:]) for c in comp if scheme.mixes]
+    return comp + [(SLOT, step, False, False, clock + j, 0, j) for j in range(scheme.slots(step, unfolded))]
 
 
 def build(rows: Sequence[Sequence[Column]]) -> Plan:

@@ -32,7 +32,7 @@ def tiny_lm(
     ).eval()
     with torch.no_grad():
         for name, p in lm.named_parameters():
-            if p.ndim == 2:
+            if p.ndim > 1:
                 p.copy_(torch.randn_like(p) * (0.5 if "lora" in name else 0.3))
     return lm.to(dtype)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from context_memory.plan import COMP, Plan
+from context_memory.rates import LearnedRate
 
 
 class CompEmbedding(nn.Module):
@@ -21,6 +22,8 @@ class CompEmbedding(nn.Module):
         self.scale = scale
         rows = [table[k::n_comp].to(torch.float32).mean(0) for k in range(n_comp)]
         self.weight = nn.Parameter(torch.stack(rows) if rows else table.new_zeros(0, table.shape[1], dtype=torch.float32))
+        self.rate: LearnedRate | None = None
+        """Of a scheme that learns how much of them enters the slots."""
 
     def forward(self, embedded: Tensor, plan: Plan) -> Tensor:
         """(b, n, hidden) embedded text -> the same with comp tokens put in."""

@@ -48,7 +48,7 @@ class Learner(nn.Module):
         else:
             total = losses.cross_entropy(rows, labels, self.lm.logits, vocabulary)
         # A batch without a comp token still owes its embeddings a gradient: every rank must have all of them.
-        total = total + 0.0 * self.lm.comp.weight.sum()
+        total = total + sum(0.0 * p.sum() for p in self.lm.comp.parameters())
         return {"loss": total / (len(labels) if num_items_in_batch is None else num_items_in_batch)}
 
     def rows(self, plan: Plan, adapter: bool = True) -> tuple[Tensor, Tensor]:

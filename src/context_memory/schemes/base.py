@@ -22,14 +22,26 @@ class Scheme(ABC):
     """A scheme. Subclasses are frozen dataclasses whose fields are its settings; all have `n_comp`."""
 
     plugin: ClassVar[bool] = True
-    mixes: ClassVar[bool] = False
-    """Whether comp keys and values are folded into slots (then `rate` says how)."""
+    pools: ClassVar[bool] = False
+    """Whether slots are means of the raw keys and values of their own segment, instead of comp tokens' (then `mixes` as well)."""
     max_steps: ClassVar[int | None] = None
     """Most compressions of one memory; None for any number."""
     static: ClassVar[bool] = True
     """Whether what is kept is known before a model has run. If not, a memory asks `choose`, there is no mask, and so there is no
     one pass: neither training nor likelihood."""
+    learned: bool = False
+    """Whether a trained parameter moves `rate`."""
     n_comp: int
+
+    @property
+    def mixes(self) -> bool:
+        """Whether comp keys and values are folded into slots (then `rate` says how), or raw ones (`pools`)."""
+        return False
+
+    @property
+    def delay(self) -> int:
+        """How many compressions after its own a comp group is folded into the slots. Until then it is held as it is."""
+        return 0
 
     @property
     def name(self) -> str:
@@ -53,8 +65,12 @@ class Scheme(ABC):
     def capacity(self, step: int) -> int:
         """Most entries a layer that the memory holds after `step` compressions, pins not counted."""
 
+    def slots(self, step: int, unfolded: int) -> int:
+        """How many slots compression number `step` fills, of a segment of `unfolded` tokens, pins not counted."""
+        return self.n_comp if self.mixes and step >= self.delay else 0
+
     def rate(self, step: int) -> float:
-        """Weight a_t of the fresh comp keys and values in the slots at compression number `step` (from 0)."""
+        """Weight a_t in the slots of the comp keys and values that are folded in as number `step` (from 0). The first weighs 1."""
         raise NotImplementedError(f"scheme '{self.name}' does not mix.")
 
     def arrange(self, segments: Sequence[Segment]) -> Sequence[Segment]:

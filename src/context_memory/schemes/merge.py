@@ -1,8 +1,9 @@
 """CCM-merge: n_comp slots hold a running average of all segments' comp keys (after RoPE) and values.
 
 Kim et al., ICLR 2024, arXiv:2312.03414, section 3.1 and Table 16. Memory: n_comp entries a layer, whatever t.
-Mem(t) = (1 - a_t) Mem(t-1) + a_t h(t), with a_t = 1/t (`average=mean`) or a_t = `decay` after a_1 = 1
-(`average=exponential`). In one pass the slots (S) stand behind the comp tokens; the rows of S are never read.
+Mem(t) = (1 - a_t) Mem(t-1) + a_t h(t), with a_t = 1/t (`average=mean`); a_t = `decay` after a_1 = 1 (`exponential`); or
+a_t = t^p / (1^p + ... + t^p), p = `power`, so that segment j weighs as j^p (`recency`). With `learned=True` a trained parameter moves
+a_t, starting from that rule (`rates.py`). In one pass the slots (S) stand behind the comp tokens; the rows of S are never read.
 
 >>> from context_memory.show import picture
 >>> print(picture(Merge(n_comp=1), "ab|c|d"))
@@ -20,7 +21,6 @@ d . . . . . . 1 1
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -35,18 +35,26 @@ class Merge(Scheme):
     recurrent: bool = True
     average: str = "mean"
     decay: float = 0.5
-    mixes: ClassVar[bool] = True
+    power: float = 1.0
+    learned: bool = False
 
     def __post_init__(self) -> None:
         check_n_comp(self.n_comp)
-        if self.average not in ("mean", "exponential"):
-            raise InputError(f"average must be 'mean' or 'exponential', got {self.average!r}.")
+        if self.average not in ("mean", "exponential", "recency"):
+            raise InputError(f"average must be 'mean', 'exponential' or 'recency', got {self.average!r}.")
         if not 0 < self.decay <= 1:
             raise InputError(f"decay must be above 0 and at most 1, got {self.decay}.")
+        if self.power < 0:
+            raise InputError(f"power must be at least 0 (0 is the mean), got {self.power}.")
 
     @classmethod
     def variants(cls) -> list[Scheme]:
-        return [cls(n_comp=2), cls(n_comp=1, recurrent=False), cls(n_comp=1, average="exponential", decay=0.3)]
+        exponential, recency = cls(n_comp=1, average="exponential", decay=0.3), cls(n_comp=1, average="recency", power=1.5)
+        return [cls(n_comp=2), cls(n_comp=1, recurrent=False), exponential, recency, cls(n_comp=2, learned=True)]
+
+    @property
+    def mixes(self) -> bool:
+        return True
 
     def sees(self, q: Tokens, k: Tokens) -> Tensor:
         own = (k.segment == q.segment) & ~k.slot
@@ -58,4 +66,6 @@ class Merge(Scheme):
     def rate(self, step: int) -> float:
         if step == 0:
             return 1.0
+        if self.average == "recency":
+            return 1 / sum((j / (step + 1)) ** self.power for j in range(1, step + 2))
         return 1 / (step + 1) if self.average == "mean" else self.decay

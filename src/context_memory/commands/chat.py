@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,11 +45,12 @@ def chat(
     lm, g = rows.load_row(config), config.generation
     session = Session(lm, config.encoder(lm.tokenizer), settings=Settings(g.max_new_tokens, g.temperature, g.top_p, g.seed))
     talk = Talk(session, Console(), Console(stderr=True))
-    kept = "every turn is compressed" if lm.scheme.n_comp else "no adapter: nothing is compressed"
-    talk.say(f"{config.model.name}, {lm.scheme}: {kept}. /help lists the commands, Ctrl-D leaves.")
+    forgets = "what the scheme does not keep of a turn is forgotten" if lm.scheme.hides else "nothing is compressed; that takes --adapter"
+    what = "every turn is compressed" if lm.scheme.n_comp else forgets
+    talk.say(f"{config.model.name}, {lm.scheme}: {what}. /help lists the commands, Ctrl-D leaves.")
     if open_ is not None:
         talk.open(str(open_))
-    with _remembered(history) if sys.stdin.isatty() else _plain():
+    with _remembered(history) if sys.stdin.isatty() else _piped():
         _loop(talk)
 
 
@@ -69,7 +71,10 @@ def _loop(talk) -> None:  # type: ignore[no-untyped-def]  # Talk
 
 
 @contextmanager
-def _plain() -> Iterator[None]:
+def _piped() -> Iterator[None]:
+    """A byte that is no UTF-8 spoils a letter and not the conversation."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     yield
 
 

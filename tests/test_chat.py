@@ -126,7 +126,7 @@ def test_an_interrupt_stops_the_answer_and_not_the_program(screen: Screen, monke
 
     with monkeypatch.context() as m:
         m.setattr(screen.out, "write", interrupted) if at else m.setattr(screen.session.lm, "hidden", lambda *_: interrupted("."))
-        out, notes = screen.type("Hi")
+        _, notes = screen.type("Hi")
     if at:
         (turn,) = screen.session.turns
         assert turn.answer == "".join(pieces) and "what was shown is remembered" in notes and COST.search(notes)

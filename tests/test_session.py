@@ -72,7 +72,7 @@ def same(a: Memory, b: Memory) -> bool:
 
 
 @pytest.mark.parametrize("chat", [True, False])
-@pytest.mark.parametrize(("scheme", "other"), [("concat", ""), ("merge", ""), ("concat", "full"), ("concat", "window"), ("concat", "nothing")])
+@pytest.mark.parametrize(("scheme", "other"), [("concat", ""), ("merge", ""), *(("concat", x) for x in ("full", "window", "nothing"))])
 def test_the_memory_is_that_of_an_example_of_the_same_turns(toy: Make, scheme: str, other: str, chat: bool) -> None:
     lm = toy(scheme, chat, other)
     session = lm.chat(max_new_tokens=9)
@@ -165,7 +165,7 @@ def test_an_interrupt_while_the_model_runs(toy: Make, monkeypatch: pytest.Monkey
     lm = toy()
     session = Session(lm, settings=SHORT)
     talk(session, SAID[:1])
-    before, shown = session.memory, ""
+    before, shown = session.memory, []
     run, calls = lm.hidden, [0]
 
     def broken(*args: object, **kwargs: object) -> torch.Tensor:
@@ -176,12 +176,11 @@ def test_an_interrupt_while_the_model_runs(toy: Make, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(lm, "hidden", broken)
     with pytest.raises(what):
-        for piece in session.say(SAID[1]):
-            shown += piece
+        shown.extend(session.say(SAID[1]))
     if at == 1 or what is RuntimeError:
         assert session.memory is before and len(session.turns) == 1
     else:
-        assert shown and history(session)[2:] == (SAID[1], shown)
+        assert shown and history(session)[2:] == (SAID[1], "".join(shown))
     talk(session, SAID[2:])
     assert same(session.memory, written(lm, session.encoder, history(session)))
 
@@ -297,6 +296,7 @@ def test_a_file_that_is_refused_changes_nothing(toy: Make, tmp_path: Path) -> No
         return lm
 
     session = Session(toy(), settings=SHORT)
+    lines = Encoder(session.lm.tokenizer, session.encoder.boundary, chat=False)
     talk(session, SAID[:1])
     file = tmp_path / "jin.ccm"
     session.save(file)
@@ -305,7 +305,7 @@ def test_a_file_that_is_refused_changes_nothing(toy: Make, tmp_path: Path) -> No
         "damaged or not a memory file": whole[: len(whole) // 2],
         "its content was changed": whole.replace(b"I am Jin.", b"I am Jan."),
         "there is no memory at": file.unlink,
-        "conversation with other roles": lambda: Session(toy(), Encoder(session.lm.tokenizer, session.encoder.boundary, chat=False)).save(file),
+        "conversation with other roles": lambda: Session(toy(), lines).save(file),
         "was written with adapter": lambda: another().chat().save(file),
         "was written with scheme": lambda: toy("concat", True, "window").chat().save(file),
         "was written with dtype": lambda: toy(dtype=torch.float32).chat().save(file),

@@ -59,7 +59,7 @@ def save(memory: Memory, path: str | Path, notes: Mapping[str, Any] = NOTHING) -
         os.replace(partial, path)
     except (SafetensorError, OSError) as e:
         partial.unlink(missing_ok=True)
-        raise UserError(f"the memory cannot be written to '{path}' ({e}); name a file in a folder that is there and may be written to.") from e
+        raise UserError(f"the memory cannot be written to '{path}' ({e}); name a file in a folder that is there.") from e
 
 
 def identity(lm: CompressedLM) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -232,6 +233,14 @@ class CompressedLM(nn.Module):
             return Encoder(self.tokenizer, newline, [prompt])  # type: ignore[arg-type, list-item]
         config.model.adapter = str(self.home) if self.home else None
         return config.encoder(self.tokenizer)
+
+    def under(self, scheme: Scheme) -> CompressedLM:
+        """The same weights under a scheme that has no comp tokens, such as `full`. Nothing is copied."""
+        if scheme.n_comp:
+            raise InputError(f"scheme '{scheme.name}' has comp tokens, which an adapter is trained for; load the model with it instead.")
+        other = copy.copy(self)
+        other.scheme = scheme
+        return other
 
     def memory(self, rows: int = 1) -> Memory:
         """An empty memory."""

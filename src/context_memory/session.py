@@ -7,7 +7,6 @@ what training held of the same turns (`Encoder.turns`), an answer that was broke
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -149,9 +148,7 @@ class Session:
         said = [text for turn in self.turns for text in (turn.user, turn.answer)]
         encoder = self.encoder
         prompt = [*encoder.turns(said[:-2]), *encoder.asked(said[-2], first=len(said) == 2)]
-        whole = copy.copy(self.lm)  # the same weights under another scheme, which forgets nothing
-        whole.scheme = Full()
-        return Decoder(whole, encoder, [prompt], self.settings)
+        return Decoder(self.lm.under(Full()), encoder, [prompt], self.settings)
 
     def forget(self) -> None:
         """Start anew, with nothing said and nothing remembered."""
@@ -171,7 +168,7 @@ class Session:
         """
         memory, notes = memory_file.read(self.lm, path)
         if memory.rows != 1:
-            raise UserError(f"'{path}' is a memory of {memory.rows} texts, and a conversation has one; write it again with memory.pick([0]).")
+            raise UserError(f"'{path}' is a memory of {memory.rows} texts and a conversation has one; save memory.pick([0]).")
         if notes and notes["roles"] != asdict(self.encoder.roles):
             raise UserError(f"'{path}' is a conversation with other roles around its turns; open it with the same model.chat.")
         self._open, self.memory = None, memory

@@ -133,7 +133,9 @@ class Talk:
                     said += piece
         except KeyboardInterrupt:
             self.say("[stopped]")
-        table = Table("from the memory", "with the full context", title=escape(f"> {turn.user}"), title_justify="left", expand=True)
+        table = Table(title=escape(f"> {turn.user}"), title_justify="left", expand=True)
+        for name in ("from the memory", "with the full context"):
+            table.add_column(name, ratio=1, overflow="fold")
         table.add_row(escape(turn.answer), escape(said))
         table.add_section()
         table.add_row(f"at most {turn.peak:,} entries held", f"at most {decoder.outputs[0].peak_kv_tokens:,} entries held")

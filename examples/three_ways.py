@@ -58,7 +58,7 @@ class Result:
 def compare(lm: CompressedLM, encoder: Encoder, example: Example, most: int = 24) -> Result:
     """Run the example the three ways."""
     segments = encoder.segments(example)
-    parallel = lm(layout(segments, lm.scheme, lm.positions))[0, _raw(lm, segments)]
+    parallel = _one_pass(lm, segments)
 
     memory, recursive, held = lm.memory(), [], (0, 0)
     for part in runs(segments):
@@ -69,7 +69,7 @@ def compare(lm: CompressedLM, encoder: Encoder, example: Example, most: int = 24
 
     (out,) = generate(lm, encoder, [encoder.prompt(example)], Settings(max_new_tokens=most))
     said = [*encoder.prompt(example), Segment(tuple(out.ids), compress=False, target=True)]
-    chosen = lm(layout(said, lm.scheme, lm.positions))[0, _raw(lm, said)].argmax(-1)[-len(out.ids) - 1 : -1].tolist()
+    chosen = _one_pass(lm, said).argmax(-1)[-len(out.ids) - 1 : -1].tolist()
     agree = sum(a == b for a, b in zip(chosen, out.ids))
 
     full = lm.under(Full())
@@ -81,8 +81,10 @@ def compare(lm: CompressedLM, encoder: Encoder, example: Example, most: int = 24
     return Result(apart, (len(out.ids), agree), out.text, *held, perplexity)
 
 
-def _raw(lm: CompressedLM, segments: Sequence[Segment]) -> torch.Tensor:
-    return layout(segments, lm.scheme, lm.positions).tokens.raw[0]
+def _one_pass(lm: CompressedLM, segments: Sequence[Segment]) -> torch.Tensor:
+    """(raw tokens, vocabulary) logits."""
+    plan = layout(segments, lm.scheme, lm.positions).to(lm.device)
+    return lm(plan)[plan.tokens.raw]
 
 
 def _perplexity(lm: CompressedLM, encoder: Encoder, example: Example) -> float:

@@ -16,6 +16,8 @@ from rich.console import Console
 
 import toys
 from context_memory import CompressedLM, cli
+from context_memory.commands.chat import _remembered
+from context_memory.errors import UserError
 from context_memory.session import Session
 from context_memory.talk import HELP, Talk
 
@@ -167,6 +169,13 @@ def test_without_an_adapter_nothing_is_compressed(
     assert "-> 3 entries" in capsys.readouterr().err
     assert run(folders, b"Hi\n", "scheme=concat", monkeypatch=monkeypatch) == 2
     assert "needs a compression adapter" in capsys.readouterr().err
+
+
+def test_a_history_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path, tmp_path / "file" / "history"):
+        with pytest.raises(UserError, match=r"cannot be used .+ --history FILE"), _remembered(place):
+            pass
 
 
 @pytest.mark.slow

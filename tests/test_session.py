@@ -146,7 +146,7 @@ def test_an_answer_that_is_left_alone_is_remembered_as_far_as_it_was_shown(toy: 
     session = Session(lm, settings=SHORT)
     whole = "".join(session.say(SAID[0]))
     session.forget()
-    with closing(session.say(SAID[0])) as pieces:  # type: ignore[type-var]
+    with closing(session.say(SAID[0])) as pieces:
         shown = next(pieces) + next(pieces)
     assert whole.startswith(shown) and whole != shown and history(session) == (SAID[0], shown)
     assert same(session.memory, written(lm, session.encoder, (SAID[0], shown)))
@@ -197,7 +197,7 @@ def test_a_second_interrupt_while_the_turn_is_written_loses_nothing(toy: Make, m
     with monkeypatch.context() as m:
         m.setattr(Memory, "run", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            pieces.close()  # type: ignore[attr-defined]
+            pieces.close()
     assert not session.turns
     session.settle()
     assert same(session.memory, written(lm, session.encoder, (SAID[0], shown)))
@@ -260,6 +260,13 @@ def test_there_is_no_full_context_of_what_is_not_known(toy: Make) -> None:
     with pytest.raises(InputError, match="17 tokens were in the memory before"):
         session.full()
     assert memory.tokens == held
+
+
+def test_a_model_is_put_under_another_scheme_only_without_comp_tokens(toy: Make) -> None:
+    lm = toy()
+    assert lm.under(plugins.make("schemes", "full")).scheme.name == "full" and lm.scheme.name == "concat"  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="'merge' has comp tokens"):
+        lm.under(plugins.make("schemes", "merge"))  # type: ignore[arg-type]
 
 
 # ---- on disk --------------------------------------------------------------------------------------------------------------------

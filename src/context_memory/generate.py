@@ -7,7 +7,7 @@ and then the segment's keys and values are freed. Every row of every table runs 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,7 @@ class Decoder:
                 return
             self._step()
 
-    def pieces(self) -> Iterator[str]:
+    def pieces(self) -> Generator[str, None, None]:
         """The answer to the only prompt, in pieces of text as they come; no more than `Output.text` will hold."""
         said, out = "", self.outputs[0]
         for _ in self.run():

@@ -58,8 +58,9 @@ def save(memory: Memory, path: str | Path, notes: Mapping[str, Any] = NOTHING) -
         save_file(tensors, partial, metadata=header)
         os.replace(partial, path)
     except (SafetensorError, OSError) as e:
-        partial.unlink(missing_ok=True)
         raise UserError(f"the memory cannot be written to '{path}' ({e}); name a file in a folder that is there.") from e
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def identity(lm: CompressedLM) -> dict[str, str]:

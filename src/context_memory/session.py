@@ -7,7 +7,7 @@ what training held of the same turns (`Encoder.turns`), an answer that was broke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -86,7 +86,7 @@ class Session:
         """Raw tokens that were remembered before the first turn."""
         self._open: _Open | None = None
 
-    def say(self, text: str) -> Iterator[str]:
+    def say(self, text: str) -> Generator[str, None, None]:
         """The answer, in pieces as they come. Both turns are in the memory once it is over, or broken off; if nothing was shown by
         then, or something fails, neither is.
 
@@ -99,7 +99,7 @@ class Session:
         asked = self.encoder.asked(text, first=not self.memory.raw[0])
         return self._answer(_Open(text, Decoder(self.lm, self.encoder, [asked], self.settings, self.memory.fork())))
 
-    def _answer(self, turn: _Open) -> Iterator[str]:
+    def _answer(self, turn: _Open) -> Generator[str, None, None]:
         self._open = turn
         try:
             for piece in turn.decoder.pieces():

@@ -6,7 +6,7 @@ person got wrong is said, and the conversation goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -76,7 +76,7 @@ class Talk:
     def _answer(self, text: str) -> None:
         session, before = self.session, len(self.session.turns)
         try:
-            with closing(session.say(text)) as pieces:  # type: ignore[type-var]
+            with closing(session.say(text)) as pieces:
                 self._stream(pieces)
         except KeyboardInterrupt:
             session.settle()
@@ -85,17 +85,14 @@ class Talk:
         if len(session.turns) > before:
             self.say(cost(session.turns[-1]))
 
-    def _stream(self, pieces) -> str:  # type: ignore[no-untyped-def]  # Iterator[str]
-        said = ""
+    def _stream(self, pieces: Iterator[str]) -> None:
         try:
             for piece in pieces:
                 self.out.file.write(piece)
                 self.out.file.flush()
-                said += piece
         finally:
             self.out.file.write("\n")
             self.out.file.flush()
-        return said
 
     def _memory(self, _: str) -> None:
         turns, memory = self.session.turns, self.session.memory
@@ -128,7 +125,7 @@ class Talk:
         decoder, said = self.session.full(), ""
         turn = self.session.turns[-1]
         try:
-            with self.notes.status("answering with the full context"), closing(decoder.pieces()) as pieces:  # type: ignore[type-var]
+            with self.notes.status("answering with the full context"), closing(decoder.pieces()) as pieces:
                 for piece in pieces:
                     said += piece
         except KeyboardInterrupt:

@@ -8,9 +8,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from context_memory.talk import Talk
 
 HISTORY = Path("~/.cache/context-memory/chat_history")
 REMEMBERED = 1000
@@ -34,6 +37,7 @@ def chat(
 
     from context_memory import rows
     from context_memory.output import Settings
+    from context_memory.report import terminal
     from context_memory.session import Session
     from context_memory.talk import Talk
 
@@ -44,7 +48,7 @@ def chat(
     config = rows.configure([*usual, *given], recipe, adapter)
     lm, g = rows.load_row(config), config.generation
     session = Session(lm, config.encoder(lm.tokenizer), settings=Settings(g.max_new_tokens, g.temperature, g.top_p, g.seed))
-    talk = Talk(session, Console(), Console(stderr=True))
+    talk = Talk(session, terminal(), Console(stderr=True))
     forgets = "what the scheme does not keep of a turn is forgotten" if lm.scheme.hides else "nothing is compressed; that takes --adapter"
     what = "every turn is compressed" if lm.scheme.n_comp else forgets
     talk.say(f"{config.model.name}, {lm.scheme}: {what}. /help lists the commands, Ctrl-D leaves.")
@@ -54,7 +58,7 @@ def chat(
         _loop(talk)
 
 
-def _loop(talk) -> None:  # type: ignore[no-untyped-def]  # Talk
+def _loop(talk: Talk) -> None:
     """Lines until there are no more. An interrupt at the prompt throws away the line that is being typed."""
     prompt = "> " if sys.stdin.isatty() else ""
     while True:
@@ -91,8 +95,8 @@ def _remembered(file: Path) -> Iterator[None]:
     file = file.expanduser()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        if file.exists():
-            readline.read_history_file(file)
+        file.touch()
+        readline.read_history_file(file)
     except OSError as e:
         raise UserError(f"the history file '{file}' cannot be used ({e}); name another one with --history FILE.") from e
     readline.set_history_length(REMEMBERED)

@@ -6,6 +6,7 @@ import io
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 import time
@@ -193,10 +194,11 @@ def test_at_a_terminal(folders: Folders, tmp_path: Path) -> None:
 
     def expect(what: str) -> None:
         nonlocal seen
-        until = time.monotonic() + 60
+        until = time.monotonic() + 240
         while what not in seen:
             assert time.monotonic() < until and child.poll() is None, f"{what!r} is not in {seen!r}"
-            seen += os.read(ours, 4096).decode(errors="replace")
+            if select.select([ours], [], [], 1)[0]:
+                seen += os.read(ours, 4096).decode(errors="replace")
         seen = seen.partition(what)[2]
 
     try:
@@ -215,7 +217,7 @@ def test_at_a_terminal(folders: Folders, tmp_path: Path) -> None:
         expect("A long story")
         expect("> ")
         os.write(ours, b"\x04")
-        assert child.wait(timeout=30) == 0
+        assert child.wait(timeout=60) == 0
     finally:
         if child.poll() is None:
             child.kill()

@@ -108,6 +108,9 @@ def test_turns_side_by_side_are_what_the_template_makes_of_them(count: int) -> N
     roles = [{"role": ("user", "assistant")[(count - i) % 2], "content": text} for i, text in enumerate([*turns, "So?", "Yes."])]
     begin = [{"role": "user", "content": ""}] if count % 2 else []  # an assistant who speaks first answers nothing
     assert "".join(words.decode(list(s.ids)) for s in segments) == words.apply_chat_template([*begin, *roles], tokenize=False)
+    learnt = encoder.segments(replace(example, learn=(0,) * count))[:count]
+    tails = [words.decode([i for i, on in zip(s.ids, s.loss) if on]) for s in learnt]
+    assert [t.partition("<|end|>")[0] for t in tails] == turns and [s.ids for s in learnt] == [s.ids for s in segments[:count]]
     lines = Encoder(words, plugins.make("boundaries", "turn"), chat=False)  # type: ignore[arg-type]
     assert lines.segments(example) == lines.segments(Example("So?", "Yes.", context=tuple(turns)))
 

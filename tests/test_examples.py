@@ -41,6 +41,7 @@ def test_three_ways(
     assert "NOT the same" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_three_ways_on_real_weights(three_ways: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert three_ways.main(["--adapter", str(ROOT / "adapters" / "smollm2-135m-instruct-tally-concat")]) == 0

@@ -129,7 +129,7 @@ def test_the_turns_of_the_embedded_model_are_those_of_its_template() -> None:
     assert words.decode(ids) == words.apply_chat_template(roles, tokenize=False, add_generation_prompt=True)
 
 
-def test_with_lines_an_answer_ends_with_its_line(toy: Make) -> None:
+def test_with_lines_an_answer_is_its_first_line_that_is_not_blank(toy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = toy(chat=False)
     newline = lm.tokenizer("\n")["input_ids"][0]
     lm.base.lm_head.bias = torch.nn.Parameter(torch.zeros(lm.base.config.vocab_size, dtype=torch.float64))
@@ -139,6 +139,9 @@ def test_with_lines_an_answer_ends_with_its_line(toy: Make) -> None:
     with torch.no_grad():
         lm.base.lm_head.bias[newline] = 1e6
     assert talk(session, SAID[:1]) == [""] and session.turns[-1].answer == ""
+    monkeypatch.setattr(Decoder, "pieces", lambda _: iter(["\n", " ", "I", " am", ".\nWho", " is"]))
+    assert talk(session, SAID[:1]) == ["I am."] and session.turns[-1].answer == "I am."
+    assert "".join(session.full()[0]) == "I am."
 
 
 # ---- stopped, failed ------------------------------------------------------------------------------------------------------------
@@ -239,13 +242,13 @@ def test_the_full_context_answers_as_a_model_that_forgets_nothing(toy: Make, sch
     session = Session(lm, settings=SHORT)
     talk(session)
     before = session.memory.fork()
-    decoder = session.full()
-    said = "".join(decoder.pieces())
+    pieces, output = session.full()
+    said = "".join(pieces)
     assert session.memory is not before and same(session.memory, before) and len(session.turns) == 3
     example = Example(SAID[-1], "", context=history(session)[:-2], turns=True)
     expected = Decoder(whole, session.encoder, [session.encoder.prompt(example)], SHORT)
     assert said == "".join(expected.pieces()) != session.turns[-1].answer
-    assert decoder.outputs[0].peak_kv_tokens == expected.outputs[0].peak_kv_tokens
+    assert output.peak_kv_tokens == expected.outputs[0].peak_kv_tokens
     talk(session, SAID[:1])
     assert same(session.memory, written(lm, session.encoder, history(session)))
 
@@ -283,7 +286,7 @@ def test_saved_and_opened_goes_on_as_if_never_saved(toy: Make, scheme: str, tmp_
     talk(again, SAID[2:])
     again.open(tmp_path / "jin.ccm")
     assert again.turns == session.turns
-    assert "".join(again.full().pieces()) == "".join(session.full().pieces())
+    assert "".join(again.full()[0]) == "".join(session.full()[0])
     assert talk(again, SAID[2:]) == talk(session, SAID[2:]) and same(again.memory, session.memory)
     assert same(session.lm.open(tmp_path / "jin.ccm"), written(session.lm, session.encoder, history(session)[:4]))
 

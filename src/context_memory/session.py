@@ -8,7 +8,7 @@ what training held of the same turns (`Encoder.turns`), an answer that was broke
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from context_memory.errors import InputError, UserError
 from context_memory.generate import Decoder
 from context_memory.memory import Memory
 from context_memory.model import CompressedLM
-from context_memory.output import Settings
+from context_memory.output import Output, Settings
 from context_memory.schemes.full import Full
 
 
@@ -78,8 +78,7 @@ class Session:
             raise InputError(f"a conversation has a memory of one row, got {memory.rows}; take one with memory.pick([0]).")
         own = lm.encoder if lm.card is not None and lm.card.config.get("boundary") else None
         self.lm, self.encoder = lm, encoder or own or Encoder(lm.tokenizer, Uncut())
-        settings = settings or Settings()
-        self.settings = replace(settings, stop=(*settings.stop, "\n")) if self.encoder.lines else settings
+        self.settings = settings or Settings()
         self.turns: list[Turn] = []
         self.memory = lm.memory() if memory is None else memory.fork()
         self.before = self.memory.raw[0]
@@ -102,7 +101,7 @@ class Session:
     def _answer(self, turn: _Open) -> Generator[str, None, None]:
         self._open = turn
         try:
-            for piece in turn.decoder.pieces():
+            for piece in self._pieces(turn.decoder):
                 turn.shown += piece
                 yield piece
             turn.over = True
@@ -112,6 +111,20 @@ class Session:
         finally:
             if self._open is turn:
                 self.settle()
+
+    def _pieces(self, decoder: Decoder) -> Generator[str, None, None]:
+        """The answer; where turns are lines, its first line that is not blank."""
+        some = False
+        for piece in decoder.pieces():
+            if not self.encoder.lines:
+                yield piece
+                continue
+            line, end, _ = (piece if some else piece.lstrip()).partition("\n")
+            if line:
+                some = True
+                yield line
+            if end:
+                return
 
     @torch.inference_mode()
     def settle(self) -> None:
@@ -130,9 +143,9 @@ class Session:
             self.turns.append(Turn(turn.user, turn.shown, *cost))
         self._open = None
 
-    def full(self) -> Decoder:
-        """The last question once more, to be answered with everything that was said in view; `pieces()` streams the answer and
-        `outputs` say what it cost. The memory is not touched.
+    def full(self) -> tuple[Generator[str, None, None], Output]:
+        """The last question once more, answered with everything that was said in view: the pieces as they come, and what the answer
+        cost so far. The memory is not touched.
 
         Raises:
             ValueError: nothing was said yet; part of the conversation is known to the memory alone.
@@ -148,7 +161,8 @@ class Session:
         said = [text for turn in self.turns for text in (turn.user, turn.answer)]
         encoder = self.encoder
         prompt = [*encoder.turns(said[:-2]), *encoder.asked(said[-2], first=len(said) == 2)]
-        return Decoder(self.lm.under(Full()), encoder, [prompt], self.settings)
+        decoder = Decoder(self.lm.under(Full()), encoder, [prompt], self.settings)
+        return self._pieces(decoder), decoder.outputs[0]
 
     def forget(self) -> None:
         """Start anew, with nothing said and nothing remembered."""

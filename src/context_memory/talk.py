@@ -122,10 +122,10 @@ class Talk:
         self.say(f"opened {path}: {len(self.session.turns)} turns")
 
     def _full(self, _: str) -> None:
-        decoder, said = self.session.full(), ""
+        (pieces, output), said = self.session.full(), ""
         turn = self.session.turns[-1]
         try:
-            with self.notes.status("answering with the full context"), closing(decoder.pieces()) as pieces:
+            with self.notes.status("answering with the full context"), closing(pieces):
                 for piece in pieces:
                     said += piece
         except KeyboardInterrupt:
@@ -135,7 +135,7 @@ class Talk:
             table.add_column(name, ratio=1, overflow="fold")
         table.add_row(escape(turn.answer), escape(said))
         table.add_section()
-        table.add_row(f"at most {turn.peak:,} entries held", f"at most {decoder.outputs[0].peak_kv_tokens:,} entries held")
+        table.add_row(f"at most {turn.peak:,} entries held", f"at most {output.peak_kv_tokens:,} entries held")
         self.out.print(table)
 
     def _forget(self, _: str) -> None:

@@ -130,6 +130,40 @@ class Encoder:
         """What stands before the first thing that is said: of a running text, BOS alone."""
         return ((self.tokenizer.bos_token or "") if running else self.roles.head) if first else ""
 
+    @cached_property
+    def lines(self) -> bool:
+        """Whether a conversation is a line a turn, because there are no chat roles to put it into."""
+        return not (self.chat and getattr(self.tokenizer, "chat_template", None))
+
+    def turns(self, texts: Sequence[str], answered: bool = False, first: bool = True) -> list[Segment]:
+        """What has been said in a conversation, a segment a turn, to be compressed; `asked` goes on from there.
+
+        Side by side the segments are what the chat template makes of the conversation. Without roles, a turn is a line.
+
+        Args:
+            answered: the first of these turns is the assistant's; from there on they alternate.
+            first: nothing was said before.
+        """
+        out: list[Segment] = []
+        for i, text in enumerate(texts):
+            start = first and i == 0
+            before, after = self._roles_around((i % 2 == 0) == answered, start)
+            out.append(self._segment(self.ids(before + text + after), start))
+        return out
+
+    def _roles_around(self, mine: bool, first: bool) -> tuple[str, str]:
+        """What stands before and behind a turn of a conversation, the assistant's or the user's."""
+        head = self._before(first, running=False)
+        if self.lines:
+            return head, "\n"
+        return head + self.roles.answer * (first and mine), self.roles.again if mine else self.roles.answer
+
+    def _around(self, example: Example, i: int) -> tuple[str, str]:
+        """What stands before and behind context segment i."""
+        if example.turns:
+            return self._roles_around((len(example.context) - i) % 2 == 1, i == 0)
+        return self._before(i == 0, example.running), "\n" * (not example.running)
+
     def asked(self, text: str, first: bool, running: bool = False) -> list[Segment]:
         """A question and the assistant's role, after whatever the memory holds."""
         head = self._before(first, running)
@@ -141,17 +175,16 @@ class Encoder:
         for i, text in enumerate(example.context):
             if not text:
                 raise InputError(f"context segment {i} of example '{example.id}' is empty; leave it out or write some text.")
-            segment = self._segment(self.context(text, not out, example.running), first=not out)
+            before, after = self._around(example, i)
+            segment = self._segment(self.ids(before + text + after), first=i == 0)
             learn = example.learn[i] if example.learn else -1
-            out.append(segment if learn < 0 else replace(segment, loss=self._learnt(example, i, learn)))
+            out.append(segment if learn < 0 else replace(segment, loss=self._learnt(before, text + after, learn)))
         return [*out, *self.asked(example.prompt, not out, example.running)]
 
-    def _learnt(self, example: Example, i: int, start: int) -> tuple[bool, ...]:
-        """Which tokens of context segment i are learnt: those that hold a character of its text from `start` on."""
-        head = self._before(i == 0, example.running)
-        whole = head + example.context[i] + "\n" * (not example.running)
-        encoded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-        return tuple(end > len(head) + start for _, end in encoded["offset_mapping"])
+    def _learnt(self, before: str, text: str, start: int) -> tuple[bool, ...]:
+        """Which tokens of a context segment are learnt: those that hold a character of it from `start` on, `before` not counted."""
+        encoded = self.tokenizer(before + text, add_special_tokens=False, return_offsets_mapping=True)
+        return tuple(end > len(before) + start for _, end in encoded["offset_mapping"])
 
     def segments(self, example: Example, scores: Scores = NONE) -> list[Segment]:
         """The whole example; the answer, up to its end-of-turn token, is what is learnt.

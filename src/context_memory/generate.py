@@ -7,7 +7,7 @@ and then the segment's keys and values are freed. Every row of every table runs 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,15 @@ class Decoder:
             if not self._live():
                 return
             self._step()
+
+    def pieces(self) -> Generator[str, None, None]:
+        """The answer to the only prompt, in pieces of text as they come; no more than `Output.text` will hold."""
+        said, out = "", self.outputs[0]
+        for _ in self.run():
+            text = out.text if out.reason == "stop" else self.encoder.text(out.ids)
+            if len(text) > len(said) and not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half a character waits for its other bytes
+                yield text[len(said) :]
+                said = text
 
     def _live(self) -> list[_Row]:
         return [row for row in self._lanes if row is not None]

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,11 +25,19 @@ from context_memory.plan import Tokens
 if TYPE_CHECKING:
     from context_memory.model import CompressedLM
 
-FORMAT = "context-memory 1"
+FORMAT = "context-memory 2"
+NOTHING: Mapping[str, Any] = {}
 
 
-def save(memory: Memory, path: str | Path) -> None:
-    """Write a memory to a file; an older file there is replaced only by a whole new one."""
+def save(memory: Memory, path: str | Path, notes: Mapping[str, Any] = NOTHING) -> None:
+    """Write a memory to a file; an older file there is replaced only by a whole new one.
+
+    Args:
+        notes: what else its owner needs to go on, as JSON can hold it.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     path = Path(path)
     width = memory.tokens
     tensors = {f"held.{name}": getattr(memory.held, name)[:, :width] for name in vars(memory.held)}
@@ -41,23 +49,49 @@ def save(memory: Memory, path: str | Path) -> None:
     for i, (keys, values) in enumerate(memory.mean):
         tensors |= {f"{i}.mean_keys": keys, f"{i}.mean_values": values}
     tensors = {name: x.contiguous().cpu() for name, x in tensors.items()}
-    header = {"format": FORMAT, "belongs_to": json.dumps(memory.lm.identity(), sort_keys=True), "content": digest(tensors)}
+    header = {"format": FORMAT, "belongs_to": json.dumps(identity(memory.lm), sort_keys=True), "notes": json.dumps(dict(notes))}
+    header["content"] = digest(tensors, header)
+    if not path.name:
+        raise UserError(f"'{path}' is no file to write a memory to; give it a name, such as jin.ccm.")
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata=header)
-    os.replace(partial, path)
+    try:
+        save_file(tensors, partial, metadata=header)
+        os.replace(partial, path)
+    except (SafetensorError, OSError) as e:
+        raise UserError(f"the memory cannot be written to '{path}' ({e}); name a file in a folder that is there.") from e
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, shapes and bytes."""
-    out = hashlib.sha256()
+def identity(lm: CompressedLM) -> dict[str, str]:
+    """What a memory file belongs to."""
+    config, tokenizer = lm.base.config, lm.tokenizer
+    words = sorted(tokenizer.get_vocab().items()) if tokenizer is not None else []
+    return {
+        "model": str(lm.facts) if lm.facts is not None else f"{config.model_type} ({lm.n_layers} layers)",
+        "weights": lm.facts.weights if lm.facts is not None else "",
+        "adapter": _hash([lm.card.files if lm.card is not None else {}, lm.task[1] if lm.task is not None else ""]),
+        "tokenizer": _hash(words),
+        "scheme": f"{lm.scheme!r} positions={lm.positions}",
+        "dtype": str(lm.base.dtype).removeprefix("torch."),
+    }
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    """sha256 over the header and the tensors' names, shapes and bytes."""
+    out = hashlib.sha256(json.dumps({k: v for k, v in header.items() if k != "content"}, sort_keys=True).encode())
     for name in sorted(tensors):
         out.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
         out.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return out.hexdigest()
 
 
-def read(lm: CompressedLM, path: str | Path) -> Memory:
-    """The memory in a file.
+def read(lm: CompressedLM, path: str | Path) -> tuple[Memory, dict[str, Any]]:
+    """The memory in a file, and its notes.
 
     Raises:
         UserError: no such file; not a memory or a damaged one; the memory of another model, adapter, tokenizer or scheme.
@@ -73,9 +107,9 @@ def read(lm: CompressedLM, path: str | Path) -> Memory:
         raise UserError(f"'{path}' is damaged or not a memory file ({e}); write it again with memory.save.") from e
     if header.get("format") != FORMAT:
         raise UserError(f"'{path}' has the format {header.get('format')!r}, this version reads {FORMAT!r}.")
-    if header.get("content") != digest(tensors):
+    if header.get("content") != digest(tensors, header):
         raise UserError(f"'{path}' is damaged or not a memory file (its content was changed); write it again with memory.save.")
-    theirs, ours = json.loads(header["belongs_to"]), lm.identity()
+    theirs, ours = json.loads(header["belongs_to"]), identity(lm)
     for name, value in ours.items():
         if theirs.get(name) != value:
             was = theirs.get(name)
@@ -91,4 +125,4 @@ def read(lm: CompressedLM, path: str | Path) -> Memory:
             layer.is_initialized = True
         if f"{i}.mean_keys" in tensors:
             memory.mean.append((tensors[f"{i}.mean_keys"].to(lm.device), tensors[f"{i}.mean_values"].to(lm.device)))
-    return memory
+    return memory, json.loads(header["notes"])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import copy
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +32,7 @@ from context_memory.tokens import CompEmbedding
 
 if TYPE_CHECKING:
     from context_memory.adapter import Base, Card
+    from context_memory.session import Session
 
 GATES = ("comp", "all")
 
@@ -241,17 +241,13 @@ class CompressedLM(nn.Module):
         config.model.adapter = str(self.home) if self.home else None
         return config.encoder(self.tokenizer)
 
-    def identity(self) -> dict[str, str]:
-        """What a memory file belongs to."""
-        config = self.base.config
-        words = sorted(self.tokenizer.get_vocab().items()) if self.tokenizer is not None else []
-        return {
-            "model": str(self.facts) if self.facts is not None else f"{config.model_type} ({self.n_layers} layers)",
-            "weights": self.facts.weights if self.facts is not None else "",
-            "adapter": json.dumps([self.card.files if self.card is not None else {}, self.task[1] if self.task is not None else ""]),
-            "tokenizer": hashlib.sha256(json.dumps(words).encode()).hexdigest(),
-            "scheme": f"{self.scheme!r} positions={self.positions}",
-        }
+    def under(self, scheme: Scheme) -> CompressedLM:
+        """The same weights under a scheme that has no comp tokens, such as `full`. Nothing is copied."""
+        if scheme.n_comp:
+            raise InputError(f"scheme '{scheme.name}' has comp tokens, which an adapter is trained for; load the model with it instead.")
+        other = copy.copy(self)
+        other.scheme = scheme
+        return other
 
     def memory(self, rows: int = 1) -> Memory:
         """An empty memory."""
@@ -259,7 +255,7 @@ class CompressedLM(nn.Module):
 
     def open(self, path: str | Path) -> Memory:
         """The memory that `Memory.save` wrote; UserError if it belongs to another model, adapter, tokenizer or scheme."""
-        return memory_file.read(self, path)
+        return memory_file.read(self, path)[0]
 
     def generate(
         self, prompts: str | Sequence[str], memory: Memory | None = None, *, boundary: str | Boundary | None = None,
@@ -277,13 +273,13 @@ class CompressedLM(nn.Module):
     def stream(self, prompt: str, memory: Memory | None = None, **options: Any) -> Iterator[str]:
         """The pieces of one answer as they come."""
         encoder, prompts = self._asked(prompt, memory, options.pop("boundary", None), options.pop("pins", None))
-        decoder = Decoder(self, encoder, prompts, Settings.of(**options), memory)
-        said = ""
-        for _ in decoder.run():
-            text = encoder.text(decoder.outputs[0].ids)
-            if not text.endswith("\ufffd"):  # half a character waits for the rest of its bytes
-                yield text[len(said) :]
-                said = text
+        yield from Decoder(self, encoder, prompts, Settings.of(**options), memory).pieces()
+
+    def chat(self, memory: Memory | None = None, **options: Any) -> Session:
+        """A conversation that is remembered turn by turn, after what `memory` holds; options as of `generate`."""
+        from context_memory.session import Session
+
+        return Session(self, memory=memory, settings=Settings.of(**options))
 
     def _asked(
         self, prompts: str | Sequence[str], memory: Memory | None, boundary: str | Boundary | None, pins: Sequence[str | Pin] | None

@@ -29,6 +29,8 @@ class Example:
     """Answers to choose among, the target one of them; empty where any text may be said."""
     id: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    turns: bool = False
+    """Context, prompt and target are the turns of one conversation: user and assistant alternate, and the target is the assistant's."""
 
 
 @dataclass(frozen=True)

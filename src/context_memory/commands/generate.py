@@ -32,12 +32,8 @@ def generate(
     settings = Settings(g.max_new_tokens, g.temperature, g.top_p, g.seed)
     try:
         decoder = Decoder(lm, encoder, [encoder.asked(question, first=True)], settings)
-        said = ""
-        for _ in decoder.run():
-            text = encoder.text(decoder.outputs[0].ids)
-            if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half a character waits for the rest of its bytes
-                print(text[len(said) :], end="", flush=True)
-                said = text
+        for piece in decoder.pieces():
+            print(piece, end="", flush=True)
     except ValueError as e:
         raise UserError(str(e)) from e
     out = decoder.outputs[0]

@@ -50,7 +50,7 @@ def conversations(path: str, corpus: str, split: str) -> tuple[tuple[str, ...], 
 def example(turns: Sequence[str], id: str) -> Example:
     """All but the last two turns are the context."""
     *context, prompt, target = turns
-    return Example(prompt, target, tuple(context), learn=(0,) * len(context), id=id)
+    return Example(prompt, target, tuple(context), learn=(0,) * len(context), turns=True, id=id)
 
 
 @dataclass(frozen=True)

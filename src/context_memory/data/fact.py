@@ -63,7 +63,7 @@ def example(turns: Sequence[str], kind: str, word: str, others: Sequence[str], a
     context = (*turns[:at], says.format(word), *turns[at:])
     options = tuple(sorted(answers.format(w) for w in (word, *others)))
     meta = {"word": word, "kind": kind, "ago": len(turns) - at}
-    return Example(asks, answers.format(word), context, learn=(0,) * len(context), options=options, id=id, meta=meta)
+    return Example(asks, answers.format(word), context, learn=(0,) * len(context), turns=True, options=options, id=id, meta=meta)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from context_memory.train import train
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
 SMALL = ["model.dtype=float32", "model.lora_r=2", "training.max_steps=2", "training.tokens_per_batch=1500", "training.max_tokens=4000",
-         "training.eval_steps=2", "training.eval_samples=2", "training.save_steps=2", "training.wandb=false", "model.adapter=null"]  # fmt: skip
+         "training.eval_steps=2", "training.eval_samples=2", "training.save_steps=2", "training.wandb=false",
+         "model.adapter=null"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

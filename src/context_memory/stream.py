@@ -171,6 +171,8 @@ class Stream:
     def _make_room(self) -> None:
         """Close the oldest chunk: comp tokens behind it, then fold; of memories side by side the oldest go."""
         memory, scheme, step = self.memory, self.lm.scheme, self.memory.step[0]
+        if scheme.mixes and not step:  # room for the slots, so that all comp keys that are averaged are made at one position
+            self._settle(groups=1)
         raw, chunk = self._raw(), self.settings.chunk
         memory.held.segment[0, raw[chunk:]] = step + 1  # the next segment: no comp token of this one sees it, and the fold leaves it
         clock = int(memory.now[0, raw[chunk - 1]]) + 1
@@ -182,16 +184,14 @@ class Stream:
         memory.fold([0])
         self._settle()
 
-    def _settle(self) -> None:
-        """Positions anew: sink, memory, window."""
+    def _settle(self, groups: int = 0) -> None:
+        """Positions anew: sink, memory (of at least as many chunks), window."""
         memory, stride, n = self.memory, self._stride, max(self.lm.scheme.n_comp, 1)
         held, now = memory.held, torch.zeros_like(memory.held.position)
         sinks, kept, raw = held.pin[0].nonzero()[:, 0], (~held.raw)[0].nonzero()[:, 0], self._raw()
         held.segment[0, sinks] = -1  # before all text: a model's own sliding window leaves it
-        # Slots have their place from the beginning, so that all comp keys that are averaged were made at one position.
-        groups = 1 if self.lm.scheme.mixes else len(kept) // n
         first = len(sinks) + (0 if self.settings.spacing == "cache" else self.settings.chunk)
-        start = len(sinks) + groups * stride
+        start = len(sinks) + max(groups, len(kept) // n) * stride
         rank = torch.arange(len(kept), device=now.device)
         now[0, sinks] = torch.arange(len(sinks), device=now.device)
         now[0, kept] = first + rank // n * stride + rank % n

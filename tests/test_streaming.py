@@ -76,7 +76,7 @@ def test_the_rows_of_a_stream(ccm, toy: Path, adapter: Path) -> None:  # type: i
 
 
 def test_full_is_the_stock_model_and_needs_no_adapter(ccm, toy: Path) -> None:  # type: ignore[no-untyped-def]
-    code, out, err = ccm("one.txt", f"model={toy}", "model.dtype=float32", *SIZES, "--out", "plain")
+    code, _, err = ccm("one.txt", f"model={toy}", "model.dtype=float32", *SIZES, "--out", "plain")
     assert code == 0, err
     rows = {r["row"]: r for r in json.loads(Path("plain/streams.json").read_text())["rows"]}
     assert list(rows) == ["window", "full"]

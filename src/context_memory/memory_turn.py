@@ -32,7 +32,8 @@ class MovingMemory(Memory):
         self.now = self.held.position
         """(1, entries)"""
         self._turns: dict[str | None, Angles] = {}
-        self._kinds: Sequence[str | None] = getattr(lm.base.config, "layer_types", None) or [None] * lm.n_layers
+        self.kinds: Sequence[str | None] = getattr(lm.base.config, "layer_types", None) or [None] * lm.n_layers
+        """The type of every layer, for models whose types turn keys differently."""
 
     def move(self, now: Tensor, clock: int) -> None:
         """Where every entry stands from here on, (1, entries), and the position of the next token."""
@@ -48,14 +49,14 @@ class MovingMemory(Memory):
         if bool((here != self.now).any()):
             was, now = torch.cat([here, fresh], 1), torch.cat([self.now, fresh], 1)
             angles = self.lm.family.angles
-            self._turns = {k: between(angles(self.lm.base, was, k), angles(self.lm.base, now, k)) for k in set(self._kinds)}
+            self._turns = {k: between(angles(self.lm.base, was, k), angles(self.lm.base, now, k)) for k in set(self.kinds)}
         self.now = torch.cat([self.now, fresh], 1)
         return super().advance(plan, clock, slack)
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """As `Memory.update`; the keys that come back are turned copies."""
         keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        by = self._turns.get(self._kinds[layer_idx])
+        by = self._turns.get(self.kinds[layer_idx])
         return (keys if by is None else turned(keys, by)), values
 
 

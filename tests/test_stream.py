@@ -275,8 +275,14 @@ def test_what_does_not_fit_is_said(settings: dict[str, object], message: str) ->
 
 
 def test_schemes_that_cannot_stream_are_refused() -> None:
-    for scheme in (Full(), Gist(n_comp=2)):
-        with pytest.raises(UserError, match=f"scheme '{scheme.name}' cannot compress one chunk after another"):
+    class Own(Concat):
+        """A scheme with a cap of its own."""
+
+        def capacity(self, step: int) -> int:
+            return min(step, 3) * self.n_comp
+
+    for scheme in (Full(), Gist(n_comp=2), Own(n_comp=2)):
+        with pytest.raises(UserError, match=f"scheme '{scheme.name}' does not add one chunk after another"):
             Stream(tiny_lm("llama", scheme), SMALL)
     with pytest.raises(UserError, match=r"merges into its 2 slot\(s\)"):
         Stream(tiny_lm("llama", Merge(n_comp=2)), Settings(slots=8))

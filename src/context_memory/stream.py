@@ -31,6 +31,8 @@ from context_memory.schemes.base import Scheme
 SPACINGS = ("cache", "text")
 GROUPS = 4
 """Chunks that are remembered side by side if nobody says how many (Kim et al.: 8 slots, 2 a chunk)."""
+MANY = 1 << 40
+"""Chunks of a stream that has gone on for long."""
 PIECE = 256
 """Most tokens of one forward pass, for the memory that their logits take."""
 
@@ -98,10 +100,10 @@ class Stream:
         self._settle()
 
     def _check(self) -> None:
-        scheme = self.lm.scheme
-        if not scheme.n_comp or scheme.max_steps is not None or not scheme.static:
-            raise InputError(f"scheme '{scheme.name}' cannot compress one chunk after another; use concat or merge.")
-        self._fits(self.settings.memory(scheme, 1 << 40) // scheme.n_comp * self._stride + self.settings.window + scheme.n_comp)
+        scheme, n = self.lm.scheme, self.lm.scheme.n_comp
+        if not n or scheme.max_steps is not None or not scheme.static or scheme.capacity(MANY) != (n if scheme.mixes else MANY * n):
+            raise InputError(f"scheme '{scheme.name}' does not add one chunk after another to a memory; use concat or merge.")
+        self._fits(self.settings.memory(scheme, MANY) // n * self._stride + self.settings.window + n)
 
     def _fits(self, entries: int) -> None:
         if (last := self.settings.sink + entries) > (limit := self.lm.max_positions):
@@ -210,7 +212,7 @@ class SlidingWindow(Stream):
     def _check(self) -> None:
         if self.lm.scheme.hides:
             raise InputError(f"a window without a memory runs the plain model; load it with scheme=full, got '{self.lm.scheme.name}'.")
-        self._fits(self.settings.window + self._more(1 << 40))
+        self._fits(self.settings.window + self._more(MANY))
 
     def _more(self, step: int) -> int:
         """Raw tokens beyond the window that take the room of memory and comp tokens."""

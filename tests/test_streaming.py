@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import toys
 from context_memory import cli
 from context_memory.errors import UserError
-from context_memory.stream_report import running, summary
+from context_memory.stream_report import cells, running, summary
 from context_memory.streaming import Result, Span, read
 
 torch.set_num_threads(1)
@@ -108,6 +108,7 @@ def test_bad_input_ends_in_one_message(ccm, toy: Path, adapter: Path) -> None:  
         ("one.txt", "--errors", "guess"): "errors must be one of strict, replace, ignore, got 'guess'",
         ("one.txt", "--window", 4): "at most window=4, got chunk=64",
         ("one.txt", "--every", 1): "every must be at least 2",
+        ("one.txt", "--full-tokens", 30): "full-tokens must be 0 or at least every=1000",
         ("one.txt", "again/one.txt"): "two files have one name",
         ("one.txt", "--window", 9000): "the cache reaches position 9004",
         ("one.txt", "--adapter", adapter, "--slots", 3): "slots must be a multiple of the 2 comp tokens",
@@ -142,4 +143,6 @@ def test_all_texts_together_weigh_every_token_the_same() -> None:
     assert math.log(lines["all", "window"]["head_perplexity"]) == pytest.approx(50 / 40)
     assert math.log(lines["b", "window"]["head_perplexity"]) == pytest.approx(1.0)
     assert math.log(lines["all", "full"]["head_perplexity"]) == pytest.approx(20 / 40)
+    one = summary([result("concat", "a", 8.0), result("window", "a", 10.0)])[0]
+    assert cells(one)[4] == "-0.2000" and json.loads(json.dumps(one, allow_nan=False))["versus_window"]["low"] is None
     assert running(window[0].spans) == [(10, pytest.approx(math.e)), (20, pytest.approx(math.exp(1.5)))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.table import Table
 
 from context_memory import intervals
 from context_memory.adapter import write_json
+from context_memory.metrics import plain
 from context_memory.plots import perplexities
 from context_memory.records import facts_of_this_run
 from context_memory.report import markdown_table, terminal, write_text
@@ -78,7 +79,7 @@ def _line(text: str, r: Result, head: Sequence[Span], versus: intervals.Estimate
     shares = [sum(seconds[i:j]) / sum(s.predicted for s in r.spans[i:j]) for i, j in ((0, half), (half, None))] if half else None
     return {
         "text": text, "row": r.row, "tokens": r.settings["tokens"], "perplexity": perplexity(r.spans),
-        "versus_window": None if versus is None else asdict(versus),
+        "versus_window": None if versus is None else plain(versus),
         "head_tokens": sum(s.predicted for s in head), "head_perplexity": perplexity(head) if head else None,
         "entries": r.entries, "peak_entries": r.peak_entries, "peak_bytes": r.peak_bytes,
         "tokens_per_second": r.settings["tokens"] / sum(seconds), "pace": shares[1] / shares[0] if shares and text != "all" else None,
@@ -90,11 +91,16 @@ def cells(line: dict[str, Any]) -> list[str]:
     v = line["versus_window"]
     return [
         line["text"], line["row"], f"{line['tokens']:,}", f"{line['perplexity']:.3f}",
-        "" if v is None else f"{v['mean']:+.4f} [{v['low']:+.4f}, {v['high']:+.4f}]",
+        "" if v is None else _interval(v),
         f"{line['head_tokens']:,}" if line["head_tokens"] else "", f"{line['head_perplexity']:.3f}" if line["head_perplexity"] else "",
         f"{line['entries']:.1f}", f"{line['peak_entries']}", f"{line['peak_bytes'] / 1e6:.2f}", f"{line['tokens_per_second']:.0f}",
         "" if line["pace"] is None else f"{line['pace']:.2f}",
     ]  # fmt: skip
+
+
+def _interval(v: dict[str, Any]) -> str:
+    """One span has no interval."""
+    return f"{v['mean']:+.4f}" + ("" if v["low"] is None else f" [{v['low']:+.4f}, {v['high']:+.4f}]")
 
 
 def publish(results: Sequence[Result], folder: Path) -> None:

@@ -70,6 +70,8 @@ class Options:
         for name, least in (("tokens", 2), ("full_tokens", 0), ("every", 2)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise UserError(f"{name.replace('_', '-')} must be at least {least}, got {value}.")
+        if 0 < self.full_tokens < self.every:
+            raise UserError(f"full-tokens must be 0 or at least every={self.every}, a whole span; got {self.full_tokens}.")
 
 
 def read(path: Path, errors: str = "strict") -> str:

@@ -94,7 +94,8 @@ class Family(ABC):
         """
         rotary: Any = self.decoder(model).rotary_emb
         like = torch.empty(0, dtype=torch.promote_types(next(model.parameters()).dtype, torch.float32), device=positions.device)
-        return rotary(like, positions, kind) if hasattr(rotary, "layer_types") else rotary(like, positions)
+        cos, sin = rotary(like, positions, kind) if hasattr(rotary, "layer_types") else rotary(like, positions)
+        return cos.to(like.dtype), sin.to(like.dtype)  # some always give float32
 
     def check(self, config: Any) -> None:
         """Raises ValueError for a configuration that a memory cannot be exact with."""

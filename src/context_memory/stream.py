@@ -178,7 +178,7 @@ class Stream:
         raw, chunk = self._raw(), self.settings.chunk
         memory.held.segment[0, raw[chunk:]] = step + 1  # the next segment: no comp token of this one sees it, and the fold leaves it
         clock = int(memory.now[0, raw[chunk - 1]]) + 1
-        memory.advance(build([boundary_columns(scheme, step, clock)]), [clock + scheme.n_comp])
+        memory.advance(build([boundary_columns(scheme, step, clock, chunk)]), [clock + scheme.n_comp])
         self._note()
         if not scheme.mixes:
             comp = (memory.held.kind[0] == COMP).nonzero()[:, 0]
@@ -218,7 +218,7 @@ class SlidingWindow(Stream):
         """Raw tokens beyond the window that take the room of memory and comp tokens."""
         if self.beside is None:
             return 0
-        return self.settings.memory(self.beside, step) + len(boundary_columns(self.beside, 0, 0))
+        return self.settings.memory(self.beside, step) + len(boundary_columns(self.beside, 0, 0, self.settings.chunk))
 
     def _make_room(self) -> None:
         raw, memory, s = self._raw(), self.memory, self.settings

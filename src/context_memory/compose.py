@@ -123,6 +123,12 @@ def _plain(override: str) -> str:
     return f"model.name={value}" if key == "model" else f"{key.removeprefix('--')}={value}"
 
 
+def is_override(argument: str) -> bool:
+    """`key=value` with a key of the configuration; `x = 3` is text."""
+    key, equals, _ = argument.partition("=")
+    return bool(equals) and key.split(".")[0] in {f.name for f in dataclasses.fields(Config)}
+
+
 def choices(overrides: Sequence[str]) -> dict[str, list[str]]:
     """Which plug-ins the overrides choose, group by group.
 

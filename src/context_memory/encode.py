@@ -110,7 +110,7 @@ class Encoder:
 
     def ids(self, text: str) -> list[int]:
         """Token ids, nothing added."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])  # no word about long texts
 
     def piece(self, token: int) -> str:
         """The text of one token."""

@@ -86,6 +86,10 @@ class Memory(Cache):
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         return self._span[1], 0
 
+    def seen(self, used: int) -> Tokens:
+        """The first columns as those who attend to them find them."""
+        return self.held.map(lambda x: x[:, :used])
+
     def advance(self, plan: Plan, clock: Sequence[int], slack: int = 0) -> Tensor:
         """Run the plan's tokens after what is held and hold them too; (rows, n, hidden) last hidden states.
 
@@ -138,7 +142,13 @@ class Memory(Cache):
         if scheme.mixes:
             memory_merge.fold(self, rows)
         held = self.held.map(lambda x: x[which])
-        keep = (held.kind != PAD) & scheme.kept(held, step, clock)
+        self.free(which, (held.kind != PAD) & scheme.kept(held, step, clock), exact)
+        for r in rows:
+            self.step[r] += 1
+
+    def free(self, which: Tensor, keep: Tensor, exact: bool = True) -> None:
+        """Keep the marked columns of these rows, (rows, columns) bool, in their order, and give back the storage of all others."""
+        scheme, held = self.lm.scheme, self.held.map(lambda x: x[which])
         counts = keep.sum(1)
         most = int(counts.max())
         rank = torch.where(keep, 0 if scheme.static else (~held.pin).long(), 2)  # kept columns first, in their order
@@ -155,8 +165,8 @@ class Memory(Cache):
             for buffer in (layer.keys, layer.values):
                 index = columns[..., None].expand(-1, buffer.shape[1], -1, buffer.shape[3])
                 buffer[which, :, :most] = buffer[which].gather(2, index)
-        for r, count in zip(rows, counts.tolist()):
-            self.length[r], self.step[r] = count, self.step[r] + 1
+        for r, count in zip(which.tolist(), counts.tolist()):
+            self.length[r] = count
         need, have = max(self.length), self.slot.shape[1]
         if (exact and have > need) or have - need > 2 * SLACK:
             self._resize(need)

@@ -129,7 +129,7 @@ class CompressedLM(nn.Module):
         `adapter=False` is the frozen model, whatever the gate.
         """
         if memory is not None:
-            return self._pass(plan, memory, memory.held.map(lambda x: x[:, :used]), memory_merge.mix(memory, plan, used), adapter)
+            return self._pass(plan, memory, memory.seen(used), memory_merge.mix(memory, plan, used), adapter)
         if not self.scheme.static:
             raise InputError(f"scheme '{self.scheme.name}' chooses by the keys and has no mask for one pass; run it on a memory.")
         mix, frozen = mixing.mix(plan, self.scheme, self.comp.rate), self._frozen(plan) if adapter else 0

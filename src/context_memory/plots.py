@@ -94,6 +94,17 @@ def curve(points: Sequence[Mapping[str, float]], path: Path) -> Path:
     return _save(figure, path)
 
 
+def perplexities(curves: Mapping[str, Sequence[tuple[int, float]]], title: str, path: Path) -> Path:
+    """Perplexity of a text so far over the tokens so far, a line a row."""
+    figure, axes = _figure()
+    for i, (name, points) in enumerate(curves.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        axes.plot([n for n, _ in points], [p for _, p in points], marker="." if len(points) < 9 else None, color=colour, label=name)
+    axes.set(xlabel="tokens read", ylabel="perplexity so far", title=title)
+    axes.legend(frameon=False)
+    return _save(figure, path)
+
+
 def _distances(line: Line) -> list[tuple[int, Any]]:
     names = [n for n in line.metrics.scores if n.startswith("distance_")]
     return [(int(n.removeprefix("distance_")), line.metrics.scores[n]) for n in names]

@@ -145,7 +145,7 @@ def tables(lines: Sequence[Line]) -> list[Table]:
 
 def markdown(lines: Sequence[Line]) -> str:
     """The same for a file, with the commands that made it."""
-    text = "\n".join(_markdown(columns, [[row.get(c, "") for c in columns] for row in rows]) for _, columns, rows in grids(lines))
+    text = "\n".join(markdown_table(columns, [[row.get(c, "") for c in columns] for row in rows]) for _, columns, rows in grids(lines))
     runs = [line.record.run for line in lines]
     commands = list(dict.fromkeys(f"`{r['command']}` (commit {r.get('commit')})" for r in runs))
     return f"{text}\n{LEGEND}\n\n" + "\n".join(commands) + "\n"
@@ -200,7 +200,8 @@ def write_text(path: Path, text: str) -> None:
     os.replace(beside, path)
 
 
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The first column to the left, all others to the right."""
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 

@@ -21,14 +21,14 @@ def show(
 ) -> None:
     r"""Draw who sees whom. ab|c|d: a cell a letter, | ends a segment. Words: tokens, cut by boundary=...; \n is a new line."""
     from context_memory import pictures
-    from context_memory.compose import load
+    from context_memory.compose import is_override, load
     from context_memory.errors import UserError
     from context_memory.plan import layout
     from context_memory.report import terminal
     from context_memory.show import draw
 
-    overrides = [a for a in arguments if _is_setting(a)]
-    text = " ".join(a for a in arguments if not _is_setting(a)).replace("\\n", "\n")
+    overrides = [a for a in arguments if is_override(a)]
+    text = " ".join(a for a in arguments if not is_override(a)).replace("\\n", "\n")
     if not text:
         raise UserError("no text to draw; give one, as in: ccm show scheme=concat 'ab|c|d'.")
     config = load(overrides)
@@ -54,16 +54,6 @@ def show(
     )
     if save is not None:
         print(pictures.save(pictures.cells(plan, scheme), save, f"{scheme}: {kept}"))
-
-
-def _is_setting(argument: str) -> bool:
-    """`key=value` with a key of the configuration; `x = 3` is text."""
-    from dataclasses import fields
-
-    from context_memory.config import Config
-
-    key, equals, _ = argument.partition("=")
-    return bool(equals) and key.split(".")[0] in {f.name for f in fields(Config)}
 
 
 def _letters(text: str) -> list[Segment]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from context_memory import plugins
@@ -85,6 +86,16 @@ class Family(ABC):
     def attention(self, config: Any) -> tuple[str, ...] | None:
         """The attention implementations that compute what this configuration says; None for all of them."""
         return None
+
+    def angles(self, model: nn.Module, positions: Tensor, kind: str | None = None) -> tuple[Tensor, Tensor]:
+        """(b, n) positions -> (b, n, rotated size) cosines and sines with which layers of this type turn keys, in float32 or wider.
+
+        Pair i of a head is its numbers i and i + (rotated size) / 2; numbers behind the rotated ones stay as they are.
+        """
+        rotary: Any = self.decoder(model).rotary_emb
+        like = torch.empty(0, dtype=torch.promote_types(next(model.parameters()).dtype, torch.float32), device=positions.device)
+        cos, sin = rotary(like, positions, kind) if hasattr(rotary, "layer_types") else rotary(like, positions)
+        return cos.to(like.dtype), sin.to(like.dtype)  # some always give float32
 
     def check(self, config: Any) -> None:
         """Raises ValueError for a configuration that a memory cannot be exact with."""

@@ -112,6 +112,21 @@ def test_every_recipe_loads(recipe: Path) -> None:
     assert load([], recipe).make("scheme")
 
 
+def test_a_recipe_may_start_from_another(tmp_path: Path) -> None:
+    (tmp_path / "first.yaml").write_text("scheme: {name: concat, n_comp: 3}\ndata: {name: tally, seed: 5}\nrun_id: first\n")
+    (tmp_path / "second.yaml").write_text("from: first.yaml\nscheme: {name: merge}\nrun_id: second\n")
+    (tmp_path / "third.yaml").write_text("from: second.yaml\nscheme: {n_comp: 4}\n")
+    second, third = (load([], tmp_path / f"{name}.yaml") for name in ("second", "third"))
+    assert second.scheme["name"] == third.scheme["name"] == "merge" and second.run_id == third.run_id == "second"
+    assert (second.scheme["n_comp"], third.scheme["n_comp"], third.data["seed"]) == (2, 4, 5)  # n_comp was concat's setting
+    assert load(["data.seed=1"], tmp_path / "third.yaml").data["seed"] == 1
+    (tmp_path / "self.yaml").write_text("from: self.yaml\n")
+    for name, message in (("self", "from: itself"), ("lost", "no recipe at")):
+        (tmp_path / "lost.yaml").write_text("from: nowhere.yaml\n")
+        with pytest.raises(UserError, match=message):
+            load([], tmp_path / f"{name}.yaml")
+
+
 def test_a_saved_configuration_comes_back() -> None:
     c = load(["pins=[results]", "scheme=gist"])
     tree = json.loads(json.dumps(c.to_dict()))

@@ -43,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         jsonl(f"icl/{split}/films.jsonl", [row | {"split": s} for row in labels for s in ("train", "test")])
         jsonl(f"personal/{split}.jsonl", [{"profile": film, "input": f"Film {i}", "output": "3", "options": ["1", "3"]} for i in range(9)])
         (root / "books" / split).mkdir(parents=True)
-        (root / "books" / split / "a.txt").write_text(" ".join(f"word{i}" for i in range(3000)))
+        (root / "books" / split / "a.txt").write_text(" ".join(str(i % 10) for i in range(9000)))
     return root
 
 

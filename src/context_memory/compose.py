@@ -59,7 +59,8 @@ def load(overrides: Sequence[str] = (), recipe: str | Path | None = None) -> Con
 
 
 def read_recipe(path: str | Path) -> list[str]:
-    """A recipe is a YAML file of the same tree; `scheme: concat`, or `scheme: {name: concat, n_comp: 2}`. As overrides."""
+    """A recipe is a YAML file of the same tree; `scheme: concat`, or `scheme: {name: concat, n_comp: 2}`. As overrides. One that says
+    `from: other.yaml` has what that recipe beside it says, but for what it says itself."""
     import yaml
 
     file = Path(path)
@@ -74,6 +75,7 @@ def read_recipe(path: str | Path) -> list[str]:
         raise UserError(f"recipe '{path}' is not YAML: {e}") from e
     if not isinstance(tree, dict):
         raise UserError(f"recipe '{path}' must be a mapping of groups and settings, got {type(tree).__name__}.")
+    source = tree.pop("from", None)
     out: list[str] = []
     for key, value in tree.items():
         if key == "pins" and isinstance(value, dict):
@@ -85,7 +87,12 @@ def read_recipe(path: str | Path) -> list[str]:
             out += [f"{key}={v}" if k == "name" and key in FOLDERS else f"{key}.{k}={written(v)}" for k, v in value.items()]
         else:
             out.append(f"{key}={written(value)}")
-    return out
+    if source is None:
+        return out
+    if file.parent / source == file:
+        raise UserError(f"recipe '{path}' says from: itself; name another one.")
+    own = choices(out)
+    return [*(o for o in read_recipe(file.parent / source) if not _left_behind(o, own)), *out]
 
 
 def axis(override: str) -> list[str]:

@@ -15,8 +15,9 @@ class T5(EncoderDecoder):
     the distances of one text without gaps."""
 
     seat: ClassVar[str] = "layer.0.SelfAttention"
-    targets: ClassVar[tuple[str, ...]] = ("SelfAttention.q", "SelfAttention.k", "SelfAttention.v", "SelfAttention.o")
+    targets: ClassVar[tuple[str, ...]] = ("q", "k", "v", "o")
     all_linear: ClassVar[tuple[str, ...]] = (*targets, "wi", "wi_0", "wi_1", "wo")
+    """The first T5 has one `wi`, Flan-T5 two."""
 
     @staticmethod
     def tiny() -> nn.Module:

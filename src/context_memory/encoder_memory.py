@@ -1,6 +1,6 @@
 """The memory of an encoder: what later segments see of earlier ones in every layer, and what the decoder sees of them.
 
-It is a `Memory` with one layer more, which holds outputs of the encoder in the place of keys. So what a boundary frees, what pins keep
+It is a `Memory` with one layer more, which holds the encoder's outputs, half of each as a key and half as a value. So what a boundary frees, what pins keep
 and how slots average is said once: a decoder's keys and values are linear in those outputs, and their average is the average of both.
 
 An encoder looks both ways, so a segment is run when it is closed and not before. Text that no boundary ends waits as ids for what
@@ -102,7 +102,7 @@ class EncoderMemory:
         held.advance(plan, clock)
         step = torch.tensor(held.step, device=lm.device)[:, None]
         tokens = held.held.map(lambda x: x[:, : held.tokens])
-        states = held.layers[-1].keys[:, 0, : held.tokens].clone()
+        states = torch.cat([held.layers[-1].keys, held.layers[-1].values], -1)[:, 0, : held.tokens].clone()
         seen = attended(lm.scheme, tokens, step, torch.tensor(clock, device=lm.device)[:, None])
         return Reading(states, seen, (seen & tokens.raw).sum(1))
 

@@ -84,6 +84,8 @@ def evaluate(
         if not settings.generate:
             raise UserError(f"scheme '{lm.scheme.name}' chooses by the keys and has no likelihood; leave evaluation.generate on.")
         settings = replace(settings, likelihood=False)
+    if settings.recall and not lm.family.causal:
+        raise UserError("recall begins lines of an answer again, and an encoder-decoder's answer is not cut; leave evaluation.recall off.")
     try:
         items = [_Item(e, encoder, lm, settings.likelihood) for e in examples]
     except ValueError as e:
@@ -176,7 +178,7 @@ def _run(
         if settings.recall:
             found = recall(lm, encoder, [i.example for i in batch], [out.text for out in decoder.outputs])
             lines = [_recalled(line, numbers) for line, numbers in zip(lines, found)]
-    if settings.likelihood and all(i.example.context for i in batch) and not encoder.readers:
+    if settings.likelihood and lm.family.causal and all(i.example.context for i in batch) and not encoder.readers:
         readings = read(lm, encoder, [replace(i.example, options=()) for i in batch], len(batch))
         lines = [_held(replace(line, nll=r.nll[0], nll_tokens=r.tokens[0]), r) for line, r in zip(lines, readings)]
     elif settings.likelihood:

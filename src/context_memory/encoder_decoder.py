@@ -165,9 +165,11 @@ class CompressedSeq2Seq(CompressedLM):
             extra["kv_mix"] = mix
         out: Tensor = self.base.get_encoder()(inputs_embeds=embedded, attention_mask=form, **extra).last_hidden_state
         if mix is not None and bool(t.slot.any()):
-            out = torch.cat(mix.fill(*out[:, None].chunk(2, -1), self.n_layers - 1), -1)[:, 0]
+            keys, values = out[:, None].chunk(2, -1)
+            out = torch.cat(mix.fill(keys, values, self.n_layers - 1), -1)[:, 0]
         if memory is not None:
-            memory.update(*out[:, None].chunk(2, -1), self.n_layers - 1)
+            keys, values = out[:, None].chunk(2, -1)
+            memory.update(keys, values, self.n_layers - 1)
         return out
 
     def decode(self, states: Tensor, seen: Tensor, answer: Tensor) -> Tensor:

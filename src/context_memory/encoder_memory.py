@@ -1,7 +1,8 @@
 """The memory of an encoder: what later segments see of earlier ones in every layer, and what the decoder sees of them.
 
-It is a `Memory` with one layer more, which holds the encoder's outputs, half of each as a key and half as a value. So what a boundary frees, what pins keep
-and how slots average is said once: a decoder's keys and values are linear in those outputs, and their average is the average of both.
+It is a `Memory` with one layer more, which holds the encoder's outputs, half of each as a key and half as a value. So what a boundary
+frees, what pins keep and how slots average is said once: a decoder's keys and values are linear in those outputs, and their average
+is the average of both.
 
 An encoder looks both ways, so a segment is run when it is closed and not before. Text that no boundary ends waits as ids for what
 comes behind it; under `full` all of it does, and is encoded anew with every question.

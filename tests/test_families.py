@@ -99,7 +99,7 @@ def test_the_modules_that_may_get_a_lora_are_there(family: str) -> None:
     kind = family_of(family)
     for layer in kind.layers(kind.tiny()):
         there = {name.rpartition(".")[2] for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)}
-        assert set(kind.all_linear) == there > set(kind.targets) > set()
+        assert set(kind.all_linear) - {"wi"} == there > set(kind.targets) > set()  # (a feed-forward layer of the first T5)
 
 
 # ---- what does not fit ------------------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def test_an_unknown_architecture_is_told_where_the_page_is() -> None:
 
 
 @pytest.mark.parametrize("command", [["generate", "What?"], ["train", "--dry-run", "--no_wandb"]], ids=["generate", "train"])
-@pytest.mark.parametrize(("kind", "said"), [("gpt2", PAGE), ("t5", PAGE), ("nonsense", "does not recognize"), (None, "model_type")])
+@pytest.mark.parametrize(("kind", "said"), [("gpt2", PAGE), ("bart", PAGE), ("nonsense", "does not recognize"), (None, "model_type")])
 def test_the_command_line_says_so_before_it_reads_weights(
     kind: str | None, said: str, command: list[str], toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

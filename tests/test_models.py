@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from context_memory import fetch, folder, models, wheels
 from context_memory.errors import ModelError, UnknownModel, UserError
@@ -262,6 +262,8 @@ def test_known_numbers() -> None:
 def test_facts_agree_with_the_architecture(name: str) -> None:
     """The parameters that the registry states are those of a model with the registry's shape (built without memory)."""
     m = models.KNOWN[name]
+    if m.decoder_layers:
+        return t5_facts_agree(m)
     kind = next(t for prefix, t in TYPES.items() if name.startswith(prefix))
     config = AutoConfig.for_model(
         kind, vocab_size=m.vocabulary, hidden_size=m.hidden, num_hidden_layers=m.layers, num_attention_heads=m.heads,
@@ -272,6 +274,20 @@ def test_facts_agree_with_the_architecture(name: str) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     assert sum(p.numel() for p in model.parameters()) == m.parameters
+
+
+def t5_facts_agree(m: models.Model) -> None:
+    """transformers ties a T5 that comes from no checkpoint; those of Flan-T5 have a head of their own."""
+    config = AutoConfig.for_model(
+        "t5", vocab_size=m.vocabulary, d_model=m.hidden, d_kv=m.head_size, d_ff={768: 2048, 1024: 2816}[m.hidden], num_layers=m.layers,
+        num_decoder_layers=m.decoder_layers, num_heads=m.heads, feed_forward_proj="gated-gelu", tie_word_embeddings=False,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModelForSeq2SeqLM.from_config(config)
+    assert model.lm_head.weight is model.shared.weight
+    assert sum(p.numel() for p in model.parameters()) + m.vocabulary * m.hidden == m.parameters
+    assert not config.scale_decoder_outputs
+    assert m.kv_bytes == (2 * m.layers * m.heads * m.head_size + m.hidden) * 2
 
 
 def test_the_table_prints_without_fetching() -> None:

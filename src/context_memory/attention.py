@@ -84,11 +84,13 @@ def use(model: nn.Module, implementation: str, mixes: bool) -> None:
     """Set the attention implementation of a transformers model; ours around it where it can serve.
 
     Raises:
-        ValueError: unknown implementation, or flash attention for a scheme that mixes.
+        ValueError: unknown implementation, flash attention for a scheme that mixes, or an encoder-decoder.
         ImportError: flash attention that is not installed.
     """
     if implementation not in IMPLEMENTATIONS:
         raise InputError(f"attn_implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}.")
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise InputError(f"'{model.config.model_type}' is an encoder-decoder; make it with CompressedSeq2Seq (encoder_decoder.py).")  # type: ignore[union-attr]
     if mixes and implementation == "flash_attention_2":
         raise InputError("flash_attention_2 cannot fill memory slots; use attn_implementation=sdpa for a scheme that merges.")
     if implementation == "sdpa" and not torch.cuda.is_available():

@@ -28,6 +28,8 @@ def segments(lm: CompressedLM, encoder: Encoder, example: Example, streamed: boo
         streamed: with hidden states after what is compressed, as while decoding; else those of the frozen model with its full
             context, which do not change while an adapter is trained.
     """
+    if not lm.family.causal:  # a decoder writes its answer in one piece, and learns to write nothing else
+        return [s if s.target else replace(s, loss=()) for s in encoder.uncut(example)]
     if not encoder.readers or (encoder.readers == (encoder.boundary,) and example.cuts):
         return encoder.segments(example)
     n, found = len(encoder.answer(example)), encoder.uncut(example)

@@ -17,13 +17,12 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from context_memory import cutting, head, output
+from context_memory import cutting, encoder_generate, head, output
 from context_memory.attention import implementation_of
 from context_memory.data.base import Dataset
 from context_memory.encode import Encoder
 from context_memory.errors import InputError, UserError
 from context_memory.footprint import as_fed, peak_if_said
-from context_memory.generate import Decoder
 from context_memory.metrics import Metrics, Prediction, summarise
 from context_memory.model import CompressedLM
 from context_memory.plan import layout
@@ -85,6 +84,8 @@ def evaluate(
         if not settings.generate:
             raise UserError(f"scheme '{lm.scheme.name}' chooses by the keys and has no likelihood; leave evaluation.generate on.")
         settings = replace(settings, likelihood=False)
+    if settings.recall and not lm.family.causal:
+        raise UserError("recall begins lines of an answer again, and an encoder-decoder's answer is not cut; leave evaluation.recall off.")
     try:
         items = [_Item(e, encoder, lm, settings.likelihood) for e in examples]
     except ValueError as e:
@@ -158,13 +159,14 @@ def _run(
 ) -> list[Prediction]:  # fmt: skip
     """The lines of one batch; `step` is called after every decode step but the last."""
     lines = [i.line for i in batch]
-    if settings.choose and all(i.example.options for i in batch):
+    if settings.choose and lm.family.causal and all(i.example.options for i in batch):
         readings = read(lm, encoder, [i.example for i in batch], len(batch))
         ticker.finish()
         return [_chosen(i, reading, dataset, settings) for i, reading in zip(batch, readings)]
     if settings.generate:
         began = time.perf_counter()
-        decoder = Decoder(lm, encoder, [i.prompt for i in batch], replace(settings.decode, seed=settings.decode.seed + start))
+        how = replace(settings.decode, seed=settings.decode.seed + start)
+        decoder = encoder_generate.decoder(lm, encoder, [i.prompt for i in batch], how)
         last = -1
         for row, _ in decoder.run():
             if row <= last:  # rows come in order, so this one has begun the next step
@@ -176,7 +178,7 @@ def _run(
         if settings.recall:
             found = recall(lm, encoder, [i.example for i in batch], [out.text for out in decoder.outputs])
             lines = [_recalled(line, numbers) for line, numbers in zip(lines, found)]
-    if settings.likelihood and all(i.example.context for i in batch) and not encoder.readers:
+    if settings.likelihood and lm.family.causal and all(i.example.context for i in batch) and not encoder.readers:
         readings = read(lm, encoder, [replace(i.example, options=()) for i in batch], len(batch))
         lines = [_held(replace(line, nll=r.nll[0], nll_tokens=r.tokens[0]), r) for line, r in zip(lines, readings)]
     elif settings.likelihood:

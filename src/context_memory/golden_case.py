@@ -20,7 +20,7 @@ from context_memory.schemes.base import Scheme
 from context_memory.text import Segment
 
 EMBEDDINGS = "model.embed_tokens.comp_embeddings.weight"
-MODELS = ("LlamaForCausalLM_CCM", "GistLlamaForCausalLM")
+MODELS = ("LlamaForCausalLM_CCM", "GistLlamaForCausalLM", "T5ForConditionalGeneration_CCM", "GistT5ForConditionalGeneration")
 SCHEMES = {
     "concat_recur": ("concat", True), "concat": ("concat", False), "merge_recur": ("merge", True), "merge": ("merge", False),
 }  # fmt: skip
@@ -46,40 +46,55 @@ class Watched(Scheme):
 class Case:
     """One case: what the files say, and the model, segments and plan that we make of it."""
 
+    embeddings = EMBEDDINGS
+    """The name of the comp embeddings."""
+
     def __init__(self, path: Path) -> None:
         self.name = path.stem
         self.meta: dict[str, Any] = json.loads(path.read_text())
-        self.scheme = scheme_of(self.meta)
+        self.scheme = self._scheme()
         self.tensors = load_file(path.with_suffix(".safetensors"))
         if missing := sorted(set(self.meta.get("tensors", {})) - set(self.tensors)):
             raise ValueError(f"{path.with_suffix('.safetensors').name} lacks {', '.join(missing)}.")
-        weights = load_file(path.parent / self.meta["weights"])
+        weights = load_file(path.parent / self.meta["weights"].partition(" (")[0])  # a remark may follow the name
         own = {k.removeprefix("weight."): v for k, v in self.tensors.items() if k.startswith("weight.")}
         self.comp: list[int] = self.meta["comp_token_ids"] or []
         self.sums: list[int] = self.meta["sum_token_ids"] or []
         self.lm = self._model(weights | own)
-        self.real = [m.bool().nonzero()[:, 0] for m in self.tensors["attention_mask"]]
+        self.real = [m.bool().nonzero()[:, 0] for m in self._attended()]
         self.rows = [self._segments(ids[m].tolist()) for ids, m in zip(self.tensors["input_ids"], self.real)]
         self.plan = stack([layout(row, self.scheme, self.lm.positions) for row in self.rows])
         self.ours, self.theirs = zip(*[self._match(r) for r in range(len(self.rows))])
 
-    def _model(self, weights: dict[str, Tensor]) -> CompressedLM:
-        lora, comp = self.meta["lora"], self.meta["comp"]
+    def _scheme(self) -> Scheme:
+        return scheme_of(self.meta)
+
+    def _attended(self) -> Tensor:
+        """(b, n) which columns are no padding."""
+        return self.tensors["attention_mask"]
+
+    def _made(self, lora: LoraConfig, gate: str) -> CompressedLM:
         base = LlamaForCausalLM(LlamaConfig(**self.meta["config"])).float().eval()
-        config = LoraConfig(r=lora["r"], lora_alpha=lora["alpha"], lora_dropout=0.0, target_modules=list(lora["targets"]))
-        gate, positions = "comp" if comp["cond_lora"] else "all", comp["relative_embedding"]
-        lm = CompressedLM(base, None, self.scheme, lora=config, positions=positions, gate=gate).eval()
+        return CompressedLM(base, None, self.scheme, lora=lora, positions=self.meta["comp"]["relative_embedding"], gate=gate).eval()
+
+    def _targets(self) -> list[str]:
+        return list(self.meta["lora"]["targets"])
+
+    def _model(self, weights: dict[str, Tensor]) -> CompressedLM:
+        lora = self.meta["lora"]
+        config = LoraConfig(r=lora["r"], lora_alpha=lora["alpha"], lora_dropout=0.0, target_modules=self._targets())
+        lm = self._made(config, "comp" if self.meta["comp"]["cond_lora"] else "all")
         named = {name.removeprefix("base.").replace(".base_layer", ""): p for name, p in lm.named_parameters()}
         self.parameters = {name.replace(".default", ""): p for name, p in named.items()}
-        self.parameters[EMBEDDINGS] = self.parameters.pop("comp.weight")
+        self.parameters[self.embeddings] = self.parameters.pop("comp.weight")
         if not self.comp:
-            weights.pop(EMBEDDINGS, None)
+            weights.pop(self.embeddings, None)
         if wrong := sorted(set(weights) ^ {n for n, p in self.parameters.items() if p.numel()}):
             raise ValueError(f"the weights of the case are not those of its model: {', '.join(wrong)}.")
         with torch.no_grad():
             for name, value in weights.items():
                 own = self.parameters[name]
-                own.copy_(value[: len(own)] if name == EMBEDDINGS else value)  # rows behind feed SUM tokens, which nobody reads
+                own.copy_(value[: len(own)] if name == self.embeddings else value)  # rows behind feed SUM tokens, which nobody reads
         return lm
 
     def _segments(self, ids: list[int]) -> list[Segment]:
@@ -134,8 +149,6 @@ def scheme_of(meta: dict[str, Any]) -> Scheme:
     model, comp = meta.get("model_class", "none"), meta["comp"]
     if "window_size" in meta or model.endswith("_Stream"):
         raise Unknown("unknown mode: stream (not supported yet)")
-    if model.startswith("T5"):
-        raise Unknown("unknown mode: encoder-decoder T5 (not supported yet)")
     if model not in MODELS:
         raise Unknown(f"unknown mode: model class {model}; known: {', '.join(MODELS)}")
     kind, attention, n = comp["comp_type"], comp["attn_type"], comp["num_comp_tokens"]
@@ -150,3 +163,12 @@ def scheme_of(meta: dict[str, Any]) -> Scheme:
         return plugins.make("schemes", key, n_comp=n, recurrent=recurrent)  # type: ignore[return-value]
     raise Unknown(f"unknown mode: comp_type {kind!r} with attn_type {attention!r}; known: online with {', '.join(SCHEMES)}; "
                   "fixed, no, neg_control, pos_control")  # fmt: skip
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """Largest absolute difference (NaN counts as infinite); tensors of different shapes are an error."""
+    if a.shape != b.shape:
+        raise ValueError(f"shape {tuple(a.shape)} is not theirs, {tuple(b.shape)}.")
+    if not a.numel():
+        return 0.0
+    return float((a.detach().double() - b.double()).abs().nan_to_num(nan=float("inf")).max())

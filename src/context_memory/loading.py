@@ -17,6 +17,7 @@ from context_memory import adapter as folders
 from context_memory import plugins
 from context_memory.adapter import Base, Card, Task
 from context_memory.config import Config
+from context_memory.encoder_decoder import CompressedSeq2Seq
 from context_memory.errors import UserError
 from context_memory.families.base import Family, family_of
 from context_memory.model import CompressedLM
@@ -68,7 +69,8 @@ def load(
     gate = gate or (of.gate if of else "comp" if chosen.n_comp else "all")
     positions = positions or (card.positions if card else "skip")
     try:
-        lm = CompressedLM(
+        kind = CompressedSeq2Seq if getattr(base.config, "is_encoder_decoder", False) else CompressedLM
+        lm = kind(
             base, AutoTokenizer.from_pretrained(folder), chosen, lora=lora, gate=gate, positions=positions,
             attn_implementation=attn_implementation,
         )  # fmt: skip
@@ -104,13 +106,15 @@ def numbers(dtype: str | torch.dtype, device: str | torch.device | None = None) 
 
 def _base(name: str, folder: Path, dtype: torch.dtype) -> tuple[Any, Base]:
     """The plain model, and which one it is."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from transformers.utils import logging
+
+    kind = AutoModelForSeq2SeqLM if getattr(AutoConfig.from_pretrained(folder), "is_encoder_decoder", False) else AutoModelForCausalLM
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        base = kind.from_pretrained(folder, dtype=dtype)
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -61,6 +61,7 @@ class CompressedLM(nn.Module):
     """and where it stands."""
     task: tuple[Path, str] | None = None
     """Folder and hash of the task adapter that is merged into the base."""
+    attend = staticmethod(attention.use)
 
     def __init__(
         self, base: Any, tokenizer: Any, scheme: Scheme, *, lora: LoraConfig | None = None, positions: str = "skip",
@@ -77,7 +78,7 @@ class CompressedLM(nn.Module):
             )
         self.tokenizer, self.scheme, self.positions, self.gate = tokenizer, scheme, positions, gate
         base.requires_grad_(False)
-        attention.use(base, attn_implementation, scheme.mixes)
+        self.attend(base, attn_implementation, scheme.mixes)
         self.base = base
         self.comp = CompEmbedding(scheme.n_comp, base.get_input_embeddings().weight.detach(), self.family.scale(base))
         if scheme.learned:
@@ -91,7 +92,7 @@ class CompressedLM(nn.Module):
         for name, p in peft.named_parameters():
             if "lora_" in name:
                 p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
-        gate.install(self.family.layers(self.base))
+        gate.install(self.family.layers(self.base), attention=self.family.seat)
         # Not a submodule: the LoRA weights live in `base` already.
         object.__setattr__(self, "peft", peft)
 

@@ -67,11 +67,14 @@ class Model:
     """Tokens that a sliding-window layer looks back; None for full attention."""
     gguf: GgufFile | None = None
     """Where the name means the weights of a certain file rather than those of `hub`."""
+    decoder_layers: int = 0
+    """Of an encoder-decoder; its `layers` are those of the encoder, where the comp tokens live."""
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of one token's keys and values over all layers, in bfloat16."""
-        return 2 * self.layers * self.kv_heads * self.head_size * BF16
+        """Bytes of one token's keys and values over all layers, in bfloat16; of an encoder-decoder also those of the encoder's output."""
+        output = self.hidden if self.decoder_layers else 0
+        return (2 * self.layers * self.kv_heads * self.head_size + output) * BF16
 
     def adapter_parameters(self, rank: int = 8, n_comp: int = 2) -> int:
         """Parameters of a LoRA on q, k, v and o of every layer, and of the comp embeddings."""
@@ -97,6 +100,10 @@ def _llama_13b(name: str, hub: str, context: int, licence: str, gated: bool) -> 
 
 def _mistral(name: str, hub: str, window: int | None) -> Model:
     return Model(name, hub, 7_241_732_096, 32, 4096, 32, 8, 128, 32_000, 32_768, "Apache-2.0", gated=True, window=window)
+
+
+def _flan_t5(name: str, hub: str, parameters: int, layers: int, hidden: int, heads: int) -> Model:
+    return Model(name, hub, parameters, layers, hidden, heads, heads, 64, 32_128, 512, "Apache-2.0", decoder_layers=layers)
 
 
 LLAMA2, LLAMA1 = "Llama 2", "Llama 1, research"
@@ -166,6 +173,8 @@ _ALL = (
     _llama_13b("llama-13b", "huggyllama/llama-13b", 2048, LLAMA1, gated=False),
     _mistral("mistral-7b", "mistralai/Mistral-7B-v0.1", window=4096),
     _mistral("mistral-7b-inst", "mistralai/Mistral-7B-Instruct-v0.2", window=None),
+    _flan_t5("flan-t5-base", "google/flan-t5-base", 247_577_856, 12, 768, 12),
+    _flan_t5("flan-t5-large", "google/flan-t5-large", 783_150_080, 24, 1024, 16),
 )  # fmt: skip
 KNOWN: dict[str, Model] = {m.name: m for m in _ALL}
 

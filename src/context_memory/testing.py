@@ -9,6 +9,7 @@ from peft import LoraConfig
 from torch import nn
 
 from context_memory import plugins
+from context_memory.encoder_decoder import CompressedSeq2Seq
 from context_memory.families.base import family_of
 from context_memory.model import CompressedLM
 from context_memory.schemes.base import Scheme
@@ -27,9 +28,8 @@ def tiny_lm(
     base = kind.tiny().to(dtype).eval()
     attn_implementation = attn_implementation or (kind.attention(base.config) or ("sdpa",))[0]
     lora = LoraConfig(r=4, lora_alpha=16, target_modules=list(kind.targets), init_lora_weights=False) if scheme.n_comp else None
-    lm = CompressedLM(
-        base, None, scheme, lora=lora, positions=positions, gate=gate, attn_implementation=attn_implementation
-    ).eval()
+    make = CompressedLM if kind.causal else CompressedSeq2Seq
+    lm = make(base, None, scheme, lora=lora, positions=positions, gate=gate, attn_implementation=attn_implementation).eval()
     with torch.no_grad():
         for name, p in lm.named_parameters():
             if p.ndim > 1:
@@ -38,9 +38,10 @@ def tiny_lm(
 
 
 def tiny_lms(families: list[str] | None = None) -> list[tuple[str, Scheme]]:
-    """Every family with every variant of every scheme that has a mask, found by folder."""
+    """Every decoder-only family with every variant of every scheme that has a mask, found by folder."""
     schemes = [v for key in plugins.keys("schemes") for v in plugins.find("schemes", key).variants()]  # type: ignore[attr-defined]
-    return [(family, scheme) for family in families or plugins.keys("families") for scheme in schemes if scheme.static]
+    causal = [key for key in plugins.keys("families") if plugins.find("families", key).causal]  # type: ignore[attr-defined]
+    return [(family, scheme) for family in families or causal for scheme in schemes if scheme.static]
 
 
 def parameters_of(lm: nn.Module, word: str) -> list[nn.Parameter]:

@@ -18,8 +18,8 @@ def generate(
 ) -> None:
     """Answer a question, piece by piece. Without an adapter and a scheme: the plain model with its full context."""
     from context_memory import rows
+    from context_memory.encoder_generate import decoder as decoder_of
     from context_memory.errors import UserError
-    from context_memory.generate import Decoder
     from context_memory.output import Settings
 
     given = list(overrides or [])
@@ -31,7 +31,7 @@ def generate(
     encoder = config.encoder(lm.tokenizer)
     settings = Settings(g.max_new_tokens, g.temperature, g.top_p, g.seed)
     try:
-        decoder = Decoder(lm, encoder, [encoder.asked(question, first=True)], settings)
+        decoder = decoder_of(lm, encoder, [encoder.asked(question, first=True)], settings)
         for piece in decoder.pieces():
             print(piece, end="", flush=True)
     except ValueError as e:

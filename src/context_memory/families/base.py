@@ -50,9 +50,12 @@ def fitting(config: Any, implementation: str) -> Family:
 
 
 class Family(ABC):
-    """A family of decoder-only models."""
+    """A family of models: decoder-only ones, unless it says `causal = False`."""
 
     plugin: ClassVar[bool] = True
+    causal: ClassVar[bool] = True
+    seat: ClassVar[str] = "self_attn"
+    """The child of a layer that gets the keyword arguments."""
     targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj")
     """Modules that get the compression LoRA by default."""
     all_linear: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -138,3 +141,13 @@ class Family(ABC):
 
     typed: ClassVar[bool] = False
     """Whether the decoder takes one mask a layer type."""
+
+
+class EncoderDecoder(Family):
+    """A family of encoder-decoders. The comp tokens live in the encoder: `layers` are the encoder's."""
+
+    causal: ClassVar[bool] = False
+
+    @abstractmethod
+    def bias(self, model: nn.Module, apart: Tensor) -> Tensor:
+        """(b, q, k) position of the key minus position of the query -> (b, heads, q, k), added to the scores of every encoder layer."""

@@ -312,6 +312,6 @@ def test_a_batch_that_does_not_fit_says_what_to_lower(run, monkeypatch: pytest.M
     def full(*_: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr("context_memory.evaluate.Decoder", full)
+    monkeypatch.setattr("context_memory.encoder_generate.decoder", full)
     with pytest.raises(UserError, match=r"a batch of 3 does not fit this device; lower evaluation\.batch_size"):
         run("full")

@@ -17,18 +17,17 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from context_memory import cutting, encoder_generate, head, output
+from context_memory import encoder_generate, head, output
 from context_memory.attention import implementation_of
 from context_memory.data.base import Dataset
 from context_memory.encode import Encoder
 from context_memory.errors import InputError, UserError
-from context_memory.footprint import as_fed, peak_if_said
+from context_memory.items import Item, answered, batches, chosen, held, recalled
 from context_memory.metrics import Metrics, Prediction, summarise
 from context_memory.model import CompressedLM
-from context_memory.plan import layout
 from context_memory.profiling import DECODING, profiled
-from context_memory.reading import Reading, likelihoods, read, target_plan
-from context_memory.recall import Recalled, recall
+from context_memory.reading import likelihoods, read
+from context_memory.recall import recall
 from context_memory.records import Store, facts_of_this_run
 from context_memory.schemes.base import Scheme
 from context_memory.text import Example
@@ -87,22 +86,15 @@ def evaluate(
     if settings.recall and not lm.family.causal:
         raise UserError("recall begins lines of an answer again, and an encoder-decoder's answer is not cut; leave evaluation.recall off.")
     try:
-        items = [_Item(e, encoder, lm, settings.likelihood) for e in examples]
+        items = [Item(e, encoder, lm, settings.likelihood) for e in examples]
     except ValueError as e:
         raise UserError(str(e)) from e
     store = Store(Path(folder), describe(lm, encoder, settings), fresh)
     done = store.known(examples)
-    longest: dict[Any, int] = {}
-    for item in items:
-        longest[item.together] = max(item.length, longest.get(item.together, 0))
-    place = {key: i for i, key in enumerate(longest)}
-    # The longest first: what does not fit, shows at once. Items that share a context stay together: its memory is written once.
-    order = sorted(range(len(items)), key=lambda i: (-longest[t := items[i].together], place[t], -items[i].length))
     task = progress.add_task(name, total=len(items), completed=len(done), speed="") if progress else None
     profile = settings.profile
     lm.eval()
-    for start in range(0, len(order), settings.batch_size):
-        batch = [items[i] for i in order[start : start + settings.batch_size]]
+    for start, batch in batches(items, settings.batch_size):
         if all(item.example.id in done for item in batch):
             continue
         with fits(settings.batch_size, "evaluation.batch_size"), profiled(profile, store.folder, DECODING) as step:
@@ -125,36 +117,8 @@ def evaluate(
     return metrics
 
 
-class _Item:
-    """An example, laid out: its prompt, its whole text in one pass, and what a memory of it would weigh."""
-
-    def __init__(self, example: Example, encoder: Encoder, lm: CompressedLM, exact: bool) -> None:
-        self.example = example
-        self.prompt = encoder.prompt(example)
-        self.known = exact or not encoder.readers
-        """Whether boundaries and pins of the target are known: where hidden states decide, finding them takes passes of the model."""
-        segments = cutting.segments(lm, encoder, example) if self.known else encoder.uncut(example)
-        self.plan = target_plan(lm, segments)
-        if (last := int(self.plan.tokens.position.max())) >= lm.max_positions:
-            limit = f"and the model has {lm.max_positions}"
-            raise UserError(f"item '{example.id}' ends at position {last} {limit}; leave it out, or use another model.")
-        given = sum(len(s.ids) for s in segments if not s.target)
-        said = as_fed(segments, encoder)
-        self.target_tokens = sum(len(s.ids) for s in said) - given
-        self.target_peak = peak_if_said(layout(said, lm.scheme, lm.positions), lm.scheme, given) if self.known else None
-        self.line = Prediction(
-            example.id, example.prompt, example.target, target_peak=self.target_peak, target_tokens=self.target_tokens
-        )
-        self.has_boundary = not self.known or any(s.compress and s.target for s in segments)
-        self.length = self.plan.shape[1]
-        self.together = (example.context, example.running) if example.context else example.id
-        t = self.plan.tokens
-        closed = int((t.raw & ~t.pin & (t.segment < t.segment.max())).sum())
-        self.hides = self.plan.hides(lm.scheme) if lm.scheme.static else closed > lm.scheme.capacity(int(t.segment.max()))
-
-
 def _run(
-    lm: CompressedLM, encoder: Encoder, dataset: Dataset, batch: Sequence[_Item], settings: Settings, start: int, ticker: _Ticker,
+    lm: CompressedLM, encoder: Encoder, dataset: Dataset, batch: Sequence[Item], settings: Settings, start: int, ticker: _Ticker,
     step: Callable[[], None],
 ) -> list[Prediction]:  # fmt: skip
     """The lines of one batch; `step` is called after every decode step but the last."""
@@ -162,7 +126,7 @@ def _run(
     if settings.choose and lm.family.causal and all(i.example.options for i in batch):
         readings = read(lm, encoder, [i.example for i in batch], len(batch))
         ticker.finish()
-        return [_chosen(i, reading, dataset, settings) for i, reading in zip(batch, readings)]
+        return [chosen(i, reading, dataset, settings.likelihood) for i, reading in zip(batch, readings)]
     if settings.generate:
         began = time.perf_counter()
         how = replace(settings.decode, seed=settings.decode.seed + start)
@@ -174,13 +138,13 @@ def _run(
             last = row
             ticker.token()
         seconds = (time.perf_counter() - began) / len(batch)
-        lines = [_answered(i.line, out, seconds, dataset.score(i.example, out.text)) for i, out in zip(batch, decoder.outputs)]
+        lines = [answered(i.line, out, seconds, dataset.score(i.example, out.text)) for i, out in zip(batch, decoder.outputs)]
         if settings.recall:
             found = recall(lm, encoder, [i.example for i in batch], [out.text for out in decoder.outputs])
-            lines = [_recalled(line, numbers) for line, numbers in zip(lines, found)]
+            lines = [recalled(line, numbers) for line, numbers in zip(lines, found)]
     if settings.likelihood and lm.family.causal and all(i.example.context for i in batch) and not encoder.readers:
         readings = read(lm, encoder, [replace(i.example, options=()) for i in batch], len(batch))
-        lines = [_held(replace(line, nll=r.nll[0], nll_tokens=r.tokens[0]), r) for line, r in zip(lines, readings)]
+        lines = [held(replace(line, nll=r.nll[0], nll_tokens=r.tokens[0]), r) for line, r in zip(lines, readings)]
     elif settings.likelihood:
         sums = likelihoods(lm, [i.plan for i in batch])
         lines = [replace(line, nll=nll, nll_tokens=n) for line, (nll, n) in zip(lines, sums)]
@@ -188,40 +152,10 @@ def _run(
     return lines
 
 
-def _chosen(item: _Item, reading: Reading, dataset: Dataset, settings: Settings) -> Prediction:
-    """The likeliest option as an answer; the NLL is that of the right one."""
-    e = item.example
-    answer, right = e.options[reading.choice], e.options.index(e.target)
-    line = replace(item.line, answer=answer, scores=dataset.score(e, answer), reason="chosen", option_nll=reading.nll)
-    line = replace(line, compressions=len(e.context))
-    return _held(replace(line, nll=reading.nll[right], nll_tokens=reading.tokens[right]) if settings.likelihood else line, reading)
-
-
-def _held(line: Prediction, reading: Reading) -> Prediction:
-    return replace(
-        line, memory_kv=reading.entries, memory_bytes=reading.nbytes, context_tokens=reading.context_tokens
-    )
-
-
-def _answered(line: Prediction, out: output.Output, seconds: float, scores: dict[str, float]) -> Prediction:
-    return replace(
-        line, answer=out.text, scores=scores, reason=out.reason, compressions=out.compressions, seconds=seconds,
-        prompt_tokens=out.prompt_tokens, tokens=len(out.ids), peak_kv=out.peak_kv_tokens, mean_kv=out.mean_kv_tokens,
-        peak_reasoning_kv=out.peak_reasoning_kv_tokens, mean_reasoning_kv=out.mean_reasoning_kv_tokens,
-        peak_kv_bytes=out.peak_kv_bytes,
-    )  # fmt: skip
-
-
-def _recalled(line: Prediction, numbers: Sequence[Recalled]) -> Prediction:
-    """The score is the share of an answer's numbers; an answer without any has none."""
-    scores = {"recall": sum(n.known for n in numbers) / len(numbers)} if numbers else {}
-    return replace(line, recall=tuple(numbers), scores={**line.scores, **scores})
-
-
 # ---- guards -----------------------------------------------------------------------------------------------------------------
 
 
-def _must_fire(scheme: Scheme, items: Sequence[_Item], lines: Sequence[Prediction]) -> None:
+def _must_fire(scheme: Scheme, items: Sequence[Item], lines: Sequence[Prediction]) -> None:
     """Raises UserError if the scheme hides and nothing was ever compressed: the numbers would be those of `full`."""
     if not scheme.hides:
         return
@@ -284,7 +218,7 @@ def _named(plugin: Any) -> dict[str, Any]:
 class _Ticker:
     """Moves the bar while a batch is decoded: an item's worth for as many tokens as its target has."""
 
-    def __init__(self, progress: Progress | None, task: Any, done: int, batch: Sequence[_Item]) -> None:
+    def __init__(self, progress: Progress | None, task: Any, done: int, batch: Sequence[Item]) -> None:
         self.progress, self.task, self.done, self.rows = progress, task, done, len(batch)
         self.expected, self.count, self.began = sum(i.target_tokens for i in batch), 0, time.perf_counter()
 

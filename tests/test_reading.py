@@ -142,3 +142,14 @@ def test_a_table_has_a_row_for_every_depth_and_shares_of_both_gaps(tmp_path: Pat
     m = summarise(mine)
     assert m.memory_kv and m.memory_kv.mean / m.context_tokens == 0.25
     assert versus(nothing, nothing, nothing).accuracy_gap_closed is None
+
+
+def test_what_is_written_by_hand_is_what_an_example_writes(words) -> None:  # type: ignore[no-untyped-def]
+    lm, encoder = lm_of("concat", words)
+    lm.__dict__["encoder"] = encoder
+    mine, theirs = lm.memory(), lm.memory()
+    for text, segment in zip(DEMOS, encoder.prompt(ITEMS[0])):
+        mine.write(text)
+        theirs.run([[segment]])
+    assert mine.tokens == theirs.tokens == 1 + 3 * 2  # the sink is kept by the rule that the encoder has
+    assert all(torch.equal(a.keys, b.keys) for a, b in zip(mine.layers, theirs.layers))

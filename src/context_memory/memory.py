@@ -206,15 +206,17 @@ class Memory(Cache):
         return not any(s.ids or not s.compress or stands for s in segments)
 
     def write(self, text: str | Sequence[int]) -> None:
-        """Compress a segment into the memory (one row). Text or token ids.
+        """Compress a segment into the memory (one row). Text, of which the adapter's pin rules keep what they keep, or token ids.
 
         Raises:
             ValueError: an empty segment.
         """
-        ids = tuple(self.lm.encoder.context(text, first=not any(self.raw)) if isinstance(text, str) else text)
+        first = not any(self.raw)
+        ids = tuple(self.lm.encoder.context(text, first) if isinstance(text, str) else text)
         if not ids or text == "":
             raise InputError("the segment is empty: there is nothing to remember. Write some text.")
-        self.run([[Segment(ids)]] * self.rows)
+        pins = self.lm.encoder.pin(ids, first) if isinstance(text, str) else ()
+        self.run([[Segment(ids, pins=pins)]] * self.rows)
 
     def read(self, text: str | Sequence[int]) -> Tensor:
         """Read a prompt after the memory without compressing it; (rows, n, vocabulary) logits. To keep the memory: `fork` first."""

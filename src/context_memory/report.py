@@ -63,7 +63,8 @@ def join(records: Sequence[Record]) -> list[Line]:
         full = next((o for o in same if o.scheme == "full"), None)
         nothing = next((o for o in same if o.scheme == "nothing"), None)
         against = versus(r.lines, full.lines, nothing.lines if nothing else ()) if full is not None else None
-        out.append(Line(r, summarise(r.lines, r.kv_bytes), against, faults(r.lines)))
+        written = [p for p in r.lines if p.reason != "chosen"]  # an option has no equations to be at fault
+        out.append(Line(r, summarise(r.lines, r.kv_bytes), against, faults(written)))
     return out
 
 
@@ -104,7 +105,7 @@ def cells(line: Line) -> dict[str, str]:
         "memory MB": f"{m.memory_bytes / 1e6:.3f}" if m.memory_kv else "",
         "context": f"{m.context_tokens:.1f}" if m.memory_kv else "",
         "gap closed %": _interval(g, end=end) if g else "",
-        "same text %": _percent(m.equal_length_ratio),
+        "same text %": "" if m.memory_kv else _percent(m.equal_length_ratio),  # with a context, it is the memory that counts
         "mean KV": f"{m.mean_reasoning_kv:.1f}" if said else "",
         "with prompt": f"{m.peak_kv:.1f}" if said else "",
         "MB": f"{m.peak_kv_bytes / 1e6:.2f}" if said else "",

@@ -164,7 +164,7 @@ def test_evaluate_and_compare(ccm: Ccm, toy: Path, adapters: tuple[Path, Path], 
     [
         (["scheme=concat"], "scheme 'concat' needs a compression adapter and no adapter was given"),
         (["scheme=concat", "model.adapter={task}"], "is a task adapter"),
-        (["scheme=nosuch"], "no scheme called 'nosuch'; have: concat"),
+        (["scheme=nosuch"], "no scheme called 'nosuch'; have: capped, compressive, concat"),
         (["model.adapter=nowhere"], "no adapter folder at 'nowhere'"),
         (["evaluation.max_sample=3"], "Did you mean 'max_samples'?"),
         (["scheme=full", "evaluation.max_samples=0"], "no examples to evaluate"),

@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 EXACT = 1e-10
 SMALL = Settings(window=11, chunk=5, sink=2)
 SCHEMES = [Concat(n_comp=2), Concat(n_comp=1, recurrent=False), Merge(n_comp=2), Merge(n_comp=1, average="exponential", decay=0.3)]
-FAMILIES = plugins.keys("families")
+FAMILIES = [key for key in plugins.keys("families") if plugins.find("families", key).causal]  # type: ignore[attr-defined]
 
 
 def text(n: int, seed: int = 0) -> list[int]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import replace
 from pathlib import Path
-from types import FunctionType, ModuleType
 
 import pytest
 import torch
@@ -17,6 +15,7 @@ from torch.utils.checkpoint import CheckpointError
 from transformers import T5Config, T5ForConditionalGeneration
 
 import toys
+from bytes_alive import alive
 from context_memory import compose, output, plugins, rows
 from context_memory.data.fact import Fact
 from context_memory.encoder_decoder import CompressedSeq2Seq, asked
@@ -215,24 +214,6 @@ def test_a_forgotten_token_is_forgotten(scheme: Scheme) -> None:
 
 
 # ---- bytes ------------------------------------------------------------------------------------------------------------------
-
-
-def alive(memory: EncoderMemory) -> int:
-    """Bytes of every floating tensor that can be reached from a memory, without asking it."""
-    seen: set[int] = set()
-    storages: dict[int, int] = {}
-    todo: list[object] = [memory]
-    while todo:
-        thing = todo.pop()
-        if id(thing) in seen or isinstance(thing, (type, ModuleType, FunctionType, nn.Module)):
-            continue
-        seen.add(id(thing))
-        if isinstance(thing, Tensor):
-            if thing.is_floating_point():
-                storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
-            continue
-        todo.extend(gc.get_referents(thing))
-    return sum(storages.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gc
-from types import FunctionType, ModuleType
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from bytes_alive import alive
 from context_memory.memory import Memory
 from context_memory.plan import layout
 from context_memory.schemes.base import Scheme
@@ -34,24 +34,6 @@ def written(lm, segments: list[Segment]) -> Memory:  # type: ignore[no-untyped-d
     for segment in segments:
         memory.run([[segment]])
     return memory
-
-
-def alive(memory: Memory) -> int:
-    """Bytes of every floating tensor that can be reached from a memory, without asking it."""
-    seen: set[int] = set()
-    storages: dict[int, int] = {}
-    todo: list[object] = [memory]
-    while todo:
-        thing = todo.pop()
-        if id(thing) in seen or isinstance(thing, (type, ModuleType, FunctionType, nn.Module)):
-            continue
-        seen.add(id(thing))
-        if isinstance(thing, Tensor):
-            if thing.is_floating_point():
-                storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
-            continue
-        todo.extend(gc.get_referents(thing))
-    return sum(storages.values())
 
 
 # ---- bytes --------------------------------------------------------------------------------------------------------------

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from itertools import pairwise
-from types import FunctionType, ModuleType
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from bytes_alive import alive
 from context_memory import plugins
 from context_memory.errors import UserError
 from context_memory.memory_turn import MovingMemory, between, turned
@@ -193,24 +192,6 @@ def test_positions_stay_below_the_size_of_the_cache() -> None:
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------------------------
-
-
-def alive(thing: object) -> int:
-    """Bytes of every floating tensor that can be reached, without asking."""
-    seen: set[int] = set()
-    storages: dict[int, int] = {}
-    todo = [thing]
-    while todo:
-        thing = todo.pop()
-        if id(thing) in seen or isinstance(thing, (type, ModuleType, FunctionType, nn.Module)):
-            continue
-        seen.add(id(thing))
-        if isinstance(thing, Tensor):
-            if thing.is_floating_point():
-                storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
-            continue
-        todo.extend(gc.get_referents(thing))
-    return sum(storages.values())
 
 
 @pytest.mark.parametrize("scheme", [*SCHEMES, None], ids=str)

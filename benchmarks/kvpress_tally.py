@@ -190,22 +190,26 @@ def side_by_side(every: Sequence[Any]) -> Any:
     return SideBySide()
 
 
-@contextmanager
-def watched(model: Any, cache: Any) -> Iterator[dict[int, tuple[int, int]]]:
-    """What each layer holds as it attends: entries, and bytes of live storage. Entered before a press, it sees what the press has not cut
-    yet. Storage that is larger than its tensor would be masking, not freeing.
+def live(layer: Any) -> int:
+    """Bytes of a cache layer's keys and values.
 
     Raises:
-        RuntimeError: there is such storage.
+        RuntimeError: their storage is larger than they are: what was dropped is masked, not freed.
     """
+    held = sum(t.untyped_storage().nbytes() for t in (layer.keys, layer.values))
+    if held != sum(t.numel() * t.element_size() for t in (layer.keys, layer.values)):
+        raise RuntimeError(f"a layer of the cache has {held} bytes of storage for keys and values of {tuple(layer.keys.shape)}.")
+    return held
+
+
+@contextmanager
+def watched(model: Any, cache: Any) -> Iterator[dict[int, tuple[int, int]]]:
+    """What each layer holds as it attends: entries and bytes. Entered before a press, it sees what the press has not cut yet."""
     held: dict[int, tuple[int, int]] = {}
 
     def look(module: Any, *_: Any) -> None:
         layer = cache.layers[module.layer_idx]
-        live = sum(t.untyped_storage().nbytes() for t in (layer.keys, layer.values))
-        if live != sum(t.numel() * t.element_size() for t in (layer.keys, layer.values)):
-            raise RuntimeError(f"layer {module.layer_idx} has {live} bytes of storage for keys and values of {tuple(layer.keys.shape)}")
-        held[module.layer_idx] = (layer.keys.shape[2], live)
+        held[module.layer_idx] = (layer.keys.shape[2], live(layer))
 
     hooks = [layer.self_attn.register_forward_hook(look) for layer in model.model.layers]
     try:
@@ -225,19 +229,20 @@ def decode(model: Any, prompts: torch.Tensor, press: Any, answers: Sequence[Answ
     with watched(model, cache) as held, press(model) if press is not None else nullcontext():
         while True:
             tokens = logits[:, -1].argmax(-1)
-            going = [a for a in answers if not a.over]
             for a, token in zip(answers, tokens.tolist()):
                 if not a.over:
                     a.take(token, stops)
-            going = [a for a in going if not a.over]
+            going = [a for a in answers if not a.over]
             if not going:
                 return
             where = torch.full((len(answers), 1), position)
             logits = model(input_ids=tokens[:, None], past_key_values=cache, position_ids=where).logits
             position += 1
-            entries, live = max(n for n, _ in held.values()), sum(b for _, b in held.values()) // len(answers)
+            for layer in cache.layers:
+                live(layer)
+            entries, size = max(n for n, _ in held.values()), sum(b for _, b in held.values()) // len(answers)
             for a in going:
-                a.count(entries, live)
+                a.count(entries, size)
 
 
 def answer(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -188,8 +189,9 @@ def test_at_a_terminal(folders: Folders, tmp_path: Path) -> None:
     # The first terminal that the leader of a session opens is the one whose Ctrl-C it gets.
     shell = ["sh", "-c", 'exec "$@" <"$0" >"$0" 2>&1', os.ttyname(theirs)]
     child = subprocess.Popen(
-        [*shell, *command, *settings], start_new_session=True, env=os.environ | {"TERM": "xterm", "COLUMNS": "200"}
-    )
+        [*shell, *command, *settings], start_new_session=True, env=os.environ | {"TERM": "xterm", "COLUMNS": "200"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests that a shell put into the background ignore it
+    )  # fmt: skip
     seen = ""
 
     def expect(what: str) -> str:

@@ -72,7 +72,7 @@ def side(name: str, args: argparse.Namespace, dtype: torch.dtype) -> Side:
     folder = fetch.get(MODEL)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    trained = name in ("concat", "merge", "capped", "gist_online")
+    trained = name in ("concat", "merge", "capped")
     lora = LoraConfig(r=8, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], init_lora_weights=False) if trained else None
     scheme = plugins.make("schemes", name, **({"n_comp": args.n_comp} if trained else {}))
     lm = CompressedLM(base, tokenizer, scheme, lora=lora).eval()  # type: ignore[arg-type]

@@ -60,7 +60,7 @@ def test_said_one_by_one_is_said_as_a_whole() -> None:
     for prompt in ("keep", "compress"):
         for chat in (True, False):
             encoder = Encoder(words, Newline(), chat=chat, prompt=prompt)
-            said = [encoder.context(c, first=i == 0) for i, c in enumerate(example.context)]
+            said = [list(encoder.context(c, first=i == 0).ids) for i, c in enumerate(example.context)]
             said += [list(s.ids) for s in encoder.asked(example.prompt, first=False)]
             assert [list(s.ids) for s in encoder.prompt(example)] == said
             assert [list(s.ids) for s in encoder.segments(example)][: len(said)] == said

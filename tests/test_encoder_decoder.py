@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from context_memory import compose, output, plugins, rows
 from context_memory.data.fact import Fact
 from context_memory.encoder_decoder import CompressedSeq2Seq, asked
 from context_memory.encoder_memory import EncoderMemory, attended, in_order
-from context_memory.errors import InputError
+from context_memory.errors import InputError, UserError
 from context_memory.evaluate import Settings, evaluate
 from context_memory.families.t5 import T5
 from context_memory.model import CompressedLM
@@ -405,3 +406,25 @@ def test_what_cannot_work_is_said() -> None:
     gist.write((3, 4))
     with pytest.raises(InputError, match="at most 1"):
         gist.write((5,))
+
+
+def test_what_is_not_made_for_them_says_so(tmp_path: Path) -> None:
+    from context_memory import oracle, saliency, telling, traces
+    from context_memory.data.tally import Tally
+    from context_memory.session import Session
+    from context_memory.stream import Settings as Cache
+    from context_memory.stream import Stream
+
+    lm = tiny_lm("t5", Concat())
+    tried: list[Callable[[], object]] = [
+        lambda: Session(lm),
+        lambda: Stream(lm, Cache()),
+        lambda: oracle.rises(lm, None, None, []),  # type: ignore[arg-type]
+        lambda: telling.collect(lm, None, []),  # type: ignore[arg-type]
+        lambda: saliency.collect(lm, None, []),  # type: ignore[arg-type]
+        lambda: traces.sample(lm, None, Tally(), [], Settings(), tmp_path),  # type: ignore[arg-type]
+    ]
+    for attempt in tried:
+        with pytest.raises(UserError, match="is not there for encoder-decoders"):
+            attempt()
+    tiny_lm("llama", Concat()).family.must_be_causal("a conversation")

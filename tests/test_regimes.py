@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from context_memory.data._fact_words import words
 from context_memory.data.books import Books, chunks
 from context_memory.data.dialogue import Dialogue
-from context_memory.data.fact import Fact, words
+from context_memory.data.fact import Fact
 from context_memory.data.icl import Icl
 from context_memory.data.mixture import Mixture
 from context_memory.data.personal import Personal
@@ -152,7 +153,7 @@ def test_books_are_chunks_of_running_text(tmp_path: Path) -> None:
     found = Books(str(tmp_path), words=10, chunks=3).examples("test")
     assert len(found) == 3 and all(e.running and len(e.context) == 2 for e in found)
     assert "".join(part for e in found for part in (*e.context, e.target)) == "".join(chunks(whole, 10)[:9])
-    for raw, message in ((b"a\0b", "NUL byte at 1"), (b"abc\xff\xfe", "not UTF-8 at byte 3")):
+    for raw, message in ((b"a\0b", "NUL byte at offset 1"), (b"abc\xff\xfe", "not UTF-8 at offset 3"), (b" \n", "is empty")):
         (tmp_path / "bad.txt").write_bytes(raw)
         with pytest.raises(ValueError, match=message):
             Books(str(tmp_path / "bad.txt")).examples("test")

@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM
 
 import toys
 from context_memory import cli
+from context_memory.data._files import text_of
 from context_memory.errors import UserError
 from context_memory.stream_report import cells, running, summary
-from context_memory.streaming import Result, Span, read
+from context_memory.streaming import Result, Span
 
 torch.set_num_threads(1)
 SIZES = ("--window", 12, "--chunk", 5, "--sink", 2, "--full-tokens", 40, "--every", 20)
@@ -126,8 +127,8 @@ def test_what_is_no_text_is_replaced_or_dropped_if_asked(tmp_path: Path) -> None
     book = tmp_path / "book.txt"
     book.write_bytes(b"\xef\xbb\xbfa\0b\xe9c\r\n")
     with pytest.raises(UserError, match=r"a NUL byte at offset 4"):
-        read(book)
-    assert read(book, "replace") == "a\ufffdb\ufffdc\r\n" and read(book, "ignore") == "abc\r\n"
+        text_of(book)
+    assert text_of(book, "replace") == "a\ufffdb\ufffdc\r\n" and text_of(book, "ignore") == "abc\r\n"
 
 
 def test_all_texts_together_weigh_every_token_the_same() -> None:

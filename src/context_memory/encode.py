@@ -122,9 +122,9 @@ class Encoder:
         """The text of an answer; end-of-turn, the policy's own mark and other special tokens are left out."""
         return str(self.tokenizer.decode([i for i in ids if i not in self.mark], skip_special_tokens=True))
 
-    def context(self, text: str, first: bool, running: bool = False) -> list[int]:
-        """Token ids of a context segment; the head of the roles stands before the first one."""
-        return self.ids(self._before(first, running) + text + "\n" * (not running))
+    def context(self, text: str, first: bool) -> Segment:
+        """A context segment; the head of the roles stands before the first one."""
+        return self._segment(self.ids(self._before(first, running=False) + text + "\n"), first)
 
     def _before(self, first: bool, running: bool) -> str:
         """What stands before the first thing that is said: of a running text, BOS alone."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from context_memory.errors import InputError
-from context_memory.memory import Memory
+from context_memory.memory import Memory, segment_of
 from context_memory.plan import PAD, Tokens, layout, stack
 from context_memory.schemes.base import Scheme
 from context_memory.text import Segment
@@ -83,10 +83,7 @@ class EncoderMemory:
             ValueError: an empty segment; one more than the scheme can compress.
         """
         first = not any(self.held.raw) and not any(self.waiting)
-        ids = tuple(self.lm.encoder.context(text, first=first) if isinstance(text, str) else text)
-        if not ids or text == "":
-            raise InputError("the segment is empty: there is nothing to remember. Write some text.")
-        self.run([[Segment(ids)]] * self.rows)
+        self.run([[segment_of(self.lm, text, first)]] * self.rows)
 
     def read(self, questions: Sequence[Sequence[int]]) -> Reading:
         """Encode a question a row, token ids, after what is held.

@@ -83,8 +83,8 @@ def evaluate(
         if not settings.generate:
             raise UserError(f"scheme '{lm.scheme.name}' chooses by the keys and has no likelihood; leave evaluation.generate on.")
         settings = replace(settings, likelihood=False)
-    if settings.recall and not lm.family.causal:
-        raise UserError("recall begins lines of an answer again, and an encoder-decoder's answer is not cut; leave evaluation.recall off.")
+    if settings.recall:
+        lm.family.must_be_causal("evaluation.recall")
     try:
         items = [Item(e, encoder, lm, settings.likelihood) for e in examples]
     except ValueError as e:

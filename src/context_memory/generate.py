@@ -22,7 +22,7 @@ from context_memory.errors import InputError
 from context_memory.memory import SLACK, Memory
 from context_memory.output import Output, Settings
 from context_memory.plan import RAW, Column, boundary_columns, build
-from context_memory.text import Segment, runs
+from context_memory.text import Segment
 
 if TYPE_CHECKING:
     from context_memory.model import CompressedLM
@@ -96,15 +96,12 @@ class Decoder:
 
     def _start(self) -> None:
         """Write what comes before the answer, segment by segment, and sample the first token of every row."""
-        turns = [runs(p) for p in self.prompts]
         last: dict[int, Tensor] = {}
-        for i in range(max(map(len, turns))):
-            turn = [t[i] if i < len(t) else [] for t in turns]
-            hidden = self.memory.run(turn)
+        for turn, hidden in self.memory.follow(self.prompts):
             last |= {n: hidden[n, raw - 1] for n, segments in enumerate(turn) if (raw := sum(len(s.ids) for s in segments))}
-        first = torch.stack([last[n] for n in range(len(turns))])
+        first = torch.stack([last[n] for n in range(len(self.prompts))])
         self._lanes = [_Row(n, out, self.memory.clock[n], -1) for n, out in enumerate(self.outputs)]
-        self._count_prompt(range(len(turns)))
+        self._count_prompt(range(len(self.prompts)))
         self._sample(self.lm.logits(first))
 
     def _accept(self, row: _Row) -> bool:

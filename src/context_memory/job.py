@@ -115,8 +115,7 @@ def must_fit(schedule: Schedule, lm: CompressedLM, config: Config) -> None:
     largest = [Batch(schedule[i].rows) for i in range(min(8, len(schedule)))]  # whatever number of comp tokens is drawn
     tokens = max(schedule.rows.stacked(batch).ids.numel() for batch in largest)
     # What a layer keeps for its backward pass, measured on llama: some 8 hidden and 3 intermediate activations a token.
-    inner = c.intermediate_size if lm.family.causal else c.d_ff
-    a_layer = (8 * c.hidden_size + 3 * inner) * lm.base.dtype.itemsize
+    a_layer = (8 * c.hidden_size + 3 * lm.family.inner(c)) * lm.base.dtype.itemsize
     layers = c.num_hidden_layers
     saved = layers * c.hidden_size * lm.base.dtype.itemsize + a_layer if t.gradient_checkpointing else layers * a_layer
     need = tokens * saved

@@ -47,12 +47,12 @@ def load(
     from context_memory.fetch import get
 
     folder = get(name)
-    architecture(name, folder)
+    family = architecture(name, folder)
     place = None if adapter is None else Path(adapter)
     card = None if place is None else folders.read_card(place)
     task = None if place is None or card is None or not (merged or not card.is_task) else _task(place, card)
     wanted = numbers(dtype, device)
-    base, facts = _base(name, folder, torch.float32 if task else wanted)
+    base, facts = _base(name, folder, family, torch.float32 if task else wanted)
     for where in {place, task} - {None}:
         folders.check_base(str(where), folders.read_card(where), facts)  # type: ignore[arg-type]
     if task is not None:
@@ -69,8 +69,7 @@ def load(
     gate = gate or (of.gate if of else "comp" if chosen.n_comp else "all")
     positions = positions or (card.positions if card else "skip")
     try:
-        kind = CompressedSeq2Seq if getattr(base.config, "is_encoder_decoder", False) else CompressedLM
-        lm = kind(
+        lm = (CompressedLM if family.causal else CompressedSeq2Seq)(
             base, AutoTokenizer.from_pretrained(folder), chosen, lora=lora, gate=gate, positions=positions,
             attn_implementation=attn_implementation,
         )  # fmt: skip
@@ -104,17 +103,15 @@ def numbers(dtype: str | torch.dtype, device: str | torch.device | None = None) 
     return found
 
 
-def _base(name: str, folder: Path, dtype: torch.dtype) -> tuple[Any, Base]:
+def _base(name: str, folder: Path, family: Family, dtype: torch.dtype) -> tuple[Any, Base]:
     """The plain model, and which one it is."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from transformers.utils import logging
-
-    kind = AutoModelForSeq2SeqLM if getattr(AutoConfig.from_pretrained(folder), "is_encoder_decoder", False) else AutoModelForCausalLM
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        base = kind.from_pretrained(folder, dtype=dtype)
+        base = (AutoModelForCausalLM if family.causal else AutoModelForSeq2SeqLM).from_pretrained(folder, dtype=dtype)
     finally:
         if shown:
             logging.enable_progress_bar()

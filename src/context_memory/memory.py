@@ -8,7 +8,7 @@ Seam: transformers 5.23, `Cache.update` and `get_mask_sizes`, called by every at
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicLayer
 from context_memory import memory_merge
 from context_memory.errors import InputError
 from context_memory.plan import PAD, Plan, Tokens, build, layout, stack
-from context_memory.text import Segment
+from context_memory.text import Segment, runs
 
 if TYPE_CHECKING:
     from context_memory.model import CompressedLM
@@ -31,6 +31,17 @@ SLACK = 16
 BLANK = {"kind": PAD, "row": -1, "index": -1}
 """What stands in the bookkeeping of an unused column; 0 otherwise."""
 CLOCKS = ("length", "step", "clock", "raw")
+
+
+def segment_of(lm: CompressedLM, text: str | Sequence[int], first: bool) -> Segment:
+    """Context that is written by hand: text, of which the pin rules keep what they keep, or token ids as they are.
+
+    Raises:
+        ValueError: there is nothing in it.
+    """
+    if not text:
+        raise InputError("the segment is empty: there is nothing to remember. Write some text.")
+    return lm.encoder.context(text, first) if isinstance(text, str) else Segment(tuple(text))
 
 
 class Memory(Cache):
@@ -200,6 +211,13 @@ class Memory(Cache):
         self.fold(closed)
         return hidden
 
+    def follow(self, texts: Sequence[Sequence[Segment]]) -> Iterator[tuple[list[Sequence[Segment]], Tensor]]:
+        """Run texts of any number of segments, a row each, from boundary to boundary: what was run of each, and its hidden states."""
+        turns = [runs(text) for text in texts]
+        for i in range(max(map(len, turns))):
+            now: list[Sequence[Segment]] = [t[i] if i < len(t) else [] for t in turns]
+            yield now, self.run(now)
+
     def _bare(self, segments: Sequence[Segment], step: int, unfolded: int) -> bool:
         """Whether there is nothing to run: no segments, or boundaries alone of a scheme without comp tokens and slots."""
         stands = self.lm.scheme.n_comp or self.lm.scheme.slots(step, unfolded)
@@ -211,12 +229,7 @@ class Memory(Cache):
         Raises:
             ValueError: an empty segment.
         """
-        first = not any(self.raw)
-        ids = tuple(self.lm.encoder.context(text, first) if isinstance(text, str) else text)
-        if not ids or text == "":
-            raise InputError("the segment is empty: there is nothing to remember. Write some text.")
-        pins = self.lm.encoder.pin(ids, first) if isinstance(text, str) else ()
-        self.run([[Segment(ids, pins=pins)]] * self.rows)
+        self.run([[segment_of(self.lm, text, first=not any(self.raw))]] * self.rows)
 
     def read(self, text: str | Sequence[int]) -> Tensor:
         """Read a prompt after the memory without compressing it; (rows, n, vocabulary) logits. To keep the memory: `fork` first."""

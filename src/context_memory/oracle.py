@@ -51,6 +51,7 @@ class Oracle:
 @torch.inference_mode()
 def rises(lm: CompressedLM, encoder: Encoder, example: Example, places: Sequence[int], batch_size: int = 16) -> list[float]:
     """Nats by which the negative log-likelihood of the answer rises with one boundary, behind that many tokens, for each place."""
+    lm.family.must_be_causal("the oracle of boundaries")
     whole = encoder.uncut(example)
     *prompt, answer = whole
     variants = [whole]

@@ -19,7 +19,7 @@ from context_memory.loss import cross_entropy
 from context_memory.memory import Memory
 from context_memory.model import CompressedLM
 from context_memory.plan import IGNORE, Plan, layout, stack
-from context_memory.text import Example, Segment, runs
+from context_memory.text import Example, Segment
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,8 @@ def read(lm: CompressedLM, encoder: Encoder, examples: Sequence[Example], batch_
 def _written(lm: CompressedLM, contexts: Sequence[Sequence[Segment]]) -> tuple[Memory, Tensor]:
     """The memory of several contexts, a row each, and (rows, hidden) states of their last raw tokens (zeros where there is none)."""
     memory = lm.memory(len(contexts))
-    turns = [runs(lm.scheme.arrange(segments)) for segments in contexts]
     last = lm.base.get_input_embeddings().weight.new_zeros(len(contexts), lm.base.config.hidden_size)
-    for i in range(max(map(len, turns))):
-        now = [t[i] if i < len(t) else [] for t in turns]
-        hidden = memory.run(now)
+    for now, hidden in memory.follow([lm.scheme.arrange(segments) for segments in contexts]):
         for row, segments in enumerate(now):
             if n := sum(len(s.ids) for s in segments):
                 last[row] = hidden[row, n - 1]
@@ -88,15 +85,12 @@ def _likelihoods(
     lm: CompressedLM, encoder: Encoder, memory: Memory, last: Tensor, examples: Sequence[Example]
 ) -> list[tuple[float, int]]:
     """For each row the sum of -log p over what is learnt of the target, and how many tokens that is; the memory goes on."""
-    turns = [runs(as_fed(encoder.segments(e)[len(e.context) :], encoder)) for e in examples]
+    texts = [as_fed(encoder.segments(e)[len(e.context) :], encoder) for e in examples]
     states, vocabulary = [last[row : row + 1] for row in range(len(examples))], int(lm.base.config.vocab_size)
-    for i in range(max(map(len, turns))):
-        now = [t[i] if i < len(t) else [] for t in turns]
-        hidden = memory.run(now)
+    for now, hidden in memory.follow(texts):
         states = [torch.cat([s, hidden[row, : sum(len(x.ids) for x in now[row])]]) for row, s in enumerate(states)]
     out = []
-    for row, parts in enumerate(turns):  # state j has read j tokens, so it predicts the token after them
-        segments = [s for part in parts for s in part]
+    for row, segments in enumerate(texts):  # state j has read j tokens, so it predicts the token after them
         learnt = torch.tensor([x for s in segments for x in s.loss or (False,) * len(s.ids)], device=lm.device)
         ids = torch.tensor([token for s in segments for token in s.ids], device=lm.device)
         nll = cross_entropy(states[row][:-1][learnt], ids[learnt], lm.logits, vocabulary)

@@ -21,7 +21,7 @@ from context_memory.footprint import as_fed
 from context_memory.memory import Memory
 from context_memory.model import CompressedLM
 from context_memory.pins.base import NUMBER, Piece
-from context_memory.text import Example, Segment, runs
+from context_memory.text import Example, Segment
 
 
 class Recalled(NamedTuple):
@@ -47,9 +47,8 @@ def recall(lm: CompressedLM, encoder: Encoder, examples: Sequence[Example], answ
 def _remembered(lm: CompressedLM, texts: Sequence[Sequence[Segment]]) -> Memory:
     """The memory of several texts, a row each."""
     memory = lm.memory(len(texts))
-    turns = [runs(segments) for segments in texts]
-    for i in range(max(map(len, turns))):
-        memory.run([t[i] if i < len(t) else [] for t in turns])
+    for _ in memory.follow(texts):
+        pass
     return memory
 
 

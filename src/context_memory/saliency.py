@@ -108,6 +108,7 @@ def collect(lm: CompressedLM, encoder: Encoder, examples: Sequence[Example], pro
     Raises:
         UserError: no segment ends in any of the examples; see also `gains`.
     """
+    lm.family.must_be_causal("pins=learned")
     found: list[tuple[Tensor, ...]] = []
     task = progress.add_task("gradients", total=len(examples), speed="") if progress else None
     segments = 0

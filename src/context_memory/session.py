@@ -69,6 +69,7 @@ class Session:
     def __init__(
         self, lm: CompressedLM, encoder: Encoder | None = None, memory: Memory | None = None, settings: Settings | None = None
     ) -> None:
+        lm.family.must_be_causal("a conversation")
         if lm.scheme.max_steps is not None:
             raise InputError(
                 f"scheme '{lm.scheme.name}' compresses at most {lm.scheme.max_steps} time(s) and a conversation does so every turn; "

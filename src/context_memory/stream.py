@@ -101,8 +101,7 @@ class Stream:
 
     def _check(self) -> None:
         scheme, n = self.lm.scheme, self.lm.scheme.n_comp
-        if not self.lm.family.causal:
-            raise InputError("a stream is predicted token by token, which an encoder-decoder does not do; use a decoder-only model.")
+        self.lm.family.must_be_causal("a stream")
         if not n or scheme.max_steps is not None or not scheme.static or scheme.capacity(MANY) != (n if scheme.mixes else MANY * n):
             raise InputError(f"scheme '{scheme.name}' does not add one chunk after another to a memory; use concat or merge.")
         self._fits(self.settings.memory(scheme, MANY) // n * self._stride + self.settings.window + n)

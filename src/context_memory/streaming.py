@@ -27,7 +27,6 @@ from context_memory.records import facts_of_this_run
 from context_memory.schemes.base import Scheme
 from context_memory.stream import Settings, SlidingWindow, Stream
 
-ERRORS = ("strict", "replace", "ignore")
 WINDOW, FULL = "window", "full"
 
 
@@ -72,36 +71,6 @@ class Options:
                 raise UserError(f"{name.replace('_', '-')} must be at least {least}, got {value}.")
         if 0 < self.full_tokens < self.every:
             raise UserError(f"full-tokens must be 0 or at least every={self.every}, a whole span; got {self.full_tokens}.")
-
-
-def read(path: Path, errors: str = "strict") -> str:
-    """The text of a file, which must be UTF-8 without NUL; `replace` puts a replacement character for every bad byte, `ignore` drops it.
-
-    Raises:
-        UserError: no such file, nothing in it, or bytes that are no text: says where.
-    """
-    if errors not in ERRORS:
-        raise UserError(f"errors must be one of {', '.join(ERRORS)}, got '{errors}'.")
-    try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise UserError(f"cannot read '{path}': {e.strerror or e}; give a text file.") from e
-    if errors == "strict":
-        at, what = data.find(b"\0"), "a NUL byte"
-        try:
-            data.decode()
-        except UnicodeDecodeError as e:
-            if not 0 <= at < e.start:
-                at, what = e.start, f"byte 0x{data[e.start]:02x}, which is not UTF-8"
-        if at >= 0:
-            raise UserError(
-                f"'{path}' has {what} at offset {at} (line {data.count(10, 0, at) + 1}); is it a text? Convert it to UTF-8, or say "
-                "--errors replace (or ignore)."
-            )
-    text = data.decode("utf-8-sig", errors).replace("\0", "\N{REPLACEMENT CHARACTER}" if errors == "replace" else "")
-    if not text.strip():
-        raise UserError(f"'{path}' is empty: there is nothing to read; give a file with text in it.")
-    return text
 
 
 def ids_of(tokenizer: Any, text: str, most: int | None = None) -> list[int]:

@@ -66,6 +66,7 @@ def collect(lm: CompressedLM, encoder: Encoder, examples: Sequence[Example], pro
     Raises:
         UserError: the policy needs what is to be learnt here, or never ends a segment.
     """
+    lm.family.must_be_causal("a boundary classifier")
     if encoder.mark or (encoder.boundary.needs_hidden and not all(e.cuts for e in examples)):
         raise UserError("a classifier is taught by a policy that goes by the text, boundary=rules or another, or by annotated solutions.")
     states, ends, problem, follows = [], [], [], list[str]()

@@ -71,6 +71,7 @@ def sample(
     Raises:
         UserError: settings that contradict each other or what was begun; no right answer; a batch that does not fit.
     """
+    lm.family.must_be_causal("sampling traces")
     check(examples, decode, out, samples, batch_size)
     prompts = [encoder.prompt(e) for e in examples]
     length = [sum(len(s.ids) for s in p) for p in prompts]

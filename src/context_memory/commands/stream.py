@@ -30,6 +30,7 @@ def stream(
     with as many entries, and the full context of the first tokens. Positions count within the cache, so a text may be of any length."""
     from context_memory import report, rows, stream_report, streaming
     from context_memory.compose import is_override
+    from context_memory.data._files import text_of
     from context_memory.errors import UserError
     from context_memory.stream import Settings
 
@@ -38,7 +39,7 @@ def stream(
     if not files:
         raise UserError("no text to read; give a file, as in: ccm stream book.txt --adapter FOLDER.")
     settings, options = Settings(window, chunk, slots, sink, spacing), streaming.Options(tokens, full_tokens, every)
-    texts = {file.stem: streaming.read(file, errors) for file in files}
+    texts = {file.stem: text_of(file, errors) for file in files}
     if len(texts) < len(files):
         raise UserError(f"two files have one name: {', '.join(sorted(f.stem for f in files))}; rename one.")
     chosen = adapter or any(o.startswith(("model.adapter=", "scheme=")) for o in given)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from context_memory.errors import InputError
+
 Row = tuple[str, Mapping[str, Any]]
 """Where it stood, for messages, and what it said."""
 
@@ -32,6 +34,39 @@ def rows_of(path: Path) -> list[Row]:
             got = f"{line[:40]}..." if len(line) > 40 else line
             raise ValueError(f"{path}, line {number}: not JSON ({error.msg}), got {got!r}; mend or delete the line.") from error
     return rows
+
+
+ERRORS = ("strict", "replace", "ignore")
+
+
+def text_of(file: Path, errors: str = "strict") -> str:
+    """The text of a file, which must be UTF-8 without NUL; `replace` puts a replacement character for every bad byte, `ignore` drops it.
+
+    Raises:
+        ValueError: no such file, nothing in it, or bytes that are no text: says where.
+    """
+    if errors not in ERRORS:
+        raise InputError(f"errors must be one of {', '.join(ERRORS)}, got '{errors}'.")
+    try:
+        data = file.read_bytes()
+    except OSError as e:
+        raise InputError(f"cannot read '{file}': {e.strerror or e}; give a text file.") from e
+    if errors == "strict":
+        at, what = data.find(b"\0"), "a NUL byte"
+        try:
+            data.decode()
+        except UnicodeDecodeError as e:
+            if not 0 <= at < e.start:
+                at, what = e.start, f"byte 0x{data[e.start]:02x}, which is not UTF-8"
+        if at >= 0:
+            line = data.count(10, 0, at) + 1
+            raise InputError(
+                f"'{file}' has {what} at offset {at} (line {line}); is it a text? Convert it to UTF-8 (ccm stream: or --errors replace)."
+            )
+    text = data.decode("utf-8-sig", errors).replace("\0", "\N{REPLACEMENT CHARACTER}" if errors == "replace" else "")
+    if not text.strip():
+        raise InputError(f"'{file}' is empty: there is nothing to read; give a file with text in it.")
+    return text
 
 
 def home(path: str, name: str) -> Path:

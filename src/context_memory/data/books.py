@@ -11,10 +11,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import ClassVar
 
-from context_memory.data._files import home, must
+from context_memory.data._files import home, must, text_of
 from context_memory.data._rouge import rouge_l, said
 from context_memory.data.base import Dataset
 from context_memory.text import Example
@@ -23,17 +22,6 @@ SPLITS = ("train", "validation", "test")
 NAMES = {"train": ("train",), "validation": ("validation", "valid"), "test": ("test",)}
 SHARES = {"train": (0.0, 0.9), "validation": (0.9, 0.95), "test": (0.95, 1.0)}
 WORD = re.compile(r"\s*\S+")
-
-
-def text(file: Path) -> str:
-    """Raises ValueError for a file that is no text, saying where it stops to be one."""
-    raw = file.read_bytes()
-    if (at := raw.find(b"\0")) >= 0:
-        raise ValueError(f"'{file}' has a NUL byte at {at}: it is no text; clean it first.")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as e:
-        raise ValueError(f"'{file}' is not UTF-8 at byte {e.start} ({raw[e.start : e.start + 4]!r}); convert it first.") from e
 
 
 def chunks(whole: str, words: int) -> list[str]:
@@ -51,13 +39,13 @@ def texts(path: str, split: str) -> tuple[str, ...]:
     """The texts of a split."""
     place = home(path, "books")
     if place.is_file():
-        whole = text(place)
+        whole = text_of(place)
         a, b = (int(share * len(whole)) for share in SHARES[split])
         return (whole[a:b],)
     files = sorted(f for name in NAMES[split] for f in (place / name).glob("*.txt"))
     if not files:
         raise ValueError(f"no .txt files in '{place / NAMES[split][0]}'; data.path= is a file, or a folder with train/, valid/, test/.")
-    return tuple(map(text, files))
+    return tuple(map(text_of, files))
 
 
 def example(parts: Sequence[str], id: str) -> Example:

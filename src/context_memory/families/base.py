@@ -90,6 +90,15 @@ class Family(ABC):
         """The attention implementations that compute what this configuration says; None for all of them."""
         return None
 
+    def inner(self, config: Any) -> int:
+        """Width of the feed-forward layers."""
+        return int(config.intermediate_size)
+
+    def must_be_causal(self, what: str) -> None:
+        """Raises UserError for an encoder-decoder, which `what` is not made for."""
+        if not self.causal:
+            raise InputError(f"{what} is not there for encoder-decoders, which write an answer in one piece; use a decoder-only model.")
+
     def angles(self, model: nn.Module, positions: Tensor, kind: str | None = None) -> tuple[Tensor, Tensor]:
         """(b, n) positions -> (b, n, rotated size) cosines and sines with which layers of this type turn keys, in float32 or wider.
 
@@ -147,6 +156,9 @@ class EncoderDecoder(Family):
     """A family of encoder-decoders. The comp tokens live in the encoder: `layers` are the encoder's."""
 
     causal: ClassVar[bool] = False
+
+    def inner(self, config: Any) -> int:
+        return int(config.d_ff)
 
     @abstractmethod
     def bias(self, model: nn.Module, apart: Tensor) -> Tensor:

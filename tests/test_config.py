@@ -41,6 +41,7 @@ def test_the_gate_follows_the_scheme() -> None:
         (["scheme=sum"], "scheme=sum: no scheme called 'sum'; have: capped, compressive, concat, full, "),
         (["boundary=paragraph"], r"no boundary called 'paragraph'; have: .*create boundaries/paragraph\.py"),
         (["data=mnist"], "no dataset called 'mnist'; have: "),
+        (["pins={sink: {}, rare: {budget: 2}}"], "settings are said one by one"),
         (["pins=[nose]"], "no pin called 'nose'; have: "),
         (["training.lr=fast"], r"training\.lr=fast: Value 'fast' of type 'str' could not be converted to Float"),
         (["scheme.n_comp=two"], r"scheme\.n_comp=two: .* Integer"),

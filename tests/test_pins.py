@@ -15,6 +15,7 @@ KEPT = {
     "results": (["2", "6"], [" 7"]),
     "numbers": ([" 3", "0", "4", "2", "6", "2", "6"], [" 7"]),
     "conclusions": ([" Emma", " has", "2", "6"], ["How", " many", " 7"]),
+    "rare": (["So", " so", " Emma", " has"], ["How", " many", "s"]),
 }
 """Rule -> what it keeps of the step, and of the question, which comes first."""
 
@@ -41,6 +42,22 @@ def test_what_a_rule_keeps(name: str) -> None:
 )
 def test_a_budget_keeps_the_most_important(name: str, budget: int, left: list[str]) -> None:
     assert kept(name, STEP, budget=budget) == left
+
+
+def test_the_rarest_words_stay_whole() -> None:
+    """Three everyday tokens say more than one rare one, and do not fit where there is room for two."""
+    words, ids = ("My", " name", " is", " Jin", " of", " Bu", "s", "an", ". "), (5, 8, 3, 900, 2, 40, 50, 60, 1)
+    rule = [plugins.make("pins", "rare", budget=budget) for budget in (4, 2, 0)]
+    chosen = [[words[i] for i in r.chooses(Piece(ids, words))] for r in rule]  # type: ignore[attr-defined]
+    assert chosen == [[" Bu", "s", "an", " Jin"], [" Jin", " name"], []]
+
+
+def test_of_a_chat_the_last_turn_comes_first_and_no_role() -> None:
+    system, user = ("<|im_start|>", "system", "\n", "Be", " kind", "<|im_end|>", "\n"), ("<|im_start|>", "user", "\n", "I", " am", " Jin")
+    words, ids = (*system, *user), (1, 700, 9, 500, 600, 2, 9, 1, 800, 9, 7, 8, 30)
+    rules = [plugins.make("pins", "rare", budget=n) for n in (1, 5)]
+    chosen = [[words[i] for i in rule.chooses(Piece(ids, words))] for rule in rules]  # type: ignore[attr-defined]
+    assert chosen == [[" Jin"], [" Jin", " am", "I", " kind", "Be"]]
 
 
 def test_a_step_without_a_number_keeps_nothing() -> None:

@@ -139,6 +139,9 @@ def is_override(argument: str) -> bool:
 def choices(overrides: Sequence[str]) -> dict[str, list[str]]:
     """Which plug-ins the overrides choose, group by group.
 
+    Raises:
+        UserError: a mapping, as recipes have it.
+
     >>> choices(["scheme=concat", "scheme.n_comp=2", "pins=[prompt,sink]"])
     {'scheme': ['concat'], 'pins': ['prompt', 'sink']}
     """
@@ -146,6 +149,9 @@ def choices(overrides: Sequence[str]) -> dict[str, list[str]]:
     for override in overrides:
         key, _, value = override.partition("=")
         if key in FOLDERS:
+            if value.lstrip().startswith("{"):
+                shown = "pins=[sink,rare] pins.rare.budget=2" if key == "pins" else "scheme=concat scheme.n_comp=2"
+                raise UserError(f"{key}={value}: a plug-in is named, and its settings are said one by one, as in {shown}.")
             names = value.strip().removeprefix("[").removesuffix("]").split(",")
             out[key] = [n.strip().strip("'\"") for n in names if n.strip()]
     return out

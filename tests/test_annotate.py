@@ -85,6 +85,9 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         (("boundary=turn",), "boundary=turn ends no segment in any of 30 solutions"),
         (("--out", "a.txt"), "must end in .jsonl or .json, got 'a.txt'"),
         (("--out", "none/a.json"), "there is no folder 'none'"),
+        (("--out", "a.jsonl"), "is there already; it is not overwritten"),
+        (("--endpoint", "http://x/v1"), "--model is missing"),
+        (("--endpoint", "http://x/v1", "--model", "m", "boundary=rules"), "with --endpoint the model decides"),
         (("--split", "dev"), "tally has the splits"),
     ):
         assert run(*common, *more) == 2

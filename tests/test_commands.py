@@ -167,7 +167,7 @@ def test_evaluate_and_compare(ccm: Ccm, toy: Path, adapters: tuple[Path, Path], 
         (["scheme=nosuch"], "no scheme called 'nosuch'; have: capped, compressive, concat"),
         (["model.adapter=nowhere"], "no adapter folder at 'nowhere'"),
         (["evaluation.max_sample=3"], "Did you mean 'max_samples'?"),
-        (["scheme=full", "evaluation.max_samples=0"], "no examples to evaluate"),
+        (["scheme=full", "evaluation.max_samples=0"], "evaluation.max_samples must be at least 1, got 0"),
         (
             ["scheme=nothing", "boundary=newline", "boundary.max_segment=256"],
             "answers was compressed, although scheme 'nothing' forgets",

@@ -211,10 +211,14 @@ def test_cuts_lose_nothing() -> None:
         (
             "b.jsonl",
             '{"question": "a", "answer": "#### 1"}\n\n{"question": "a"}',
-            "b.jsonl, line 3: needs texts 'question' and 'answer'",
+            "b.jsonl, line 3: there is no 'answer', only question",
         ),
         ("c.jsonl", '{"question": "a", "answer": "one"}', "c.jsonl, line 1: no final number"),
-        ("d.jsonl", "[1, 2]", "d.jsonl, line 1: needs texts"),
+        ("d.jsonl", "[1, 2]", "d.jsonl, line 1: needs a row with 'question' and 'answer', got list"),
+        ("f.jsonl", '{"question": "a", "answer": " "}', "line 1: 'answer' is empty"),
+        ("g.jsonl", '{"question": "a", "answer": 72}', "line 1: 'answer' must be a text, got int 72"),
+        ("h.jsonl", '{"question": "a", "answer": "2", "original_reasoning": 5}', "'original_reasoning' must be a text, got int 5"),
+        ("i.jsonl", '{"question": "a", "answer": "2", "original_reasoning": null}', "is a number alone .'2'. and there is no sol"),
         ("e.json", '[{"question": "a",\n "answer": }]', "e.json, line 2: not JSON"),
     ],
 )

@@ -116,7 +116,7 @@ def test_a_classifier_of_another_model_is_refused(lm: CompressedLM, tmp_path: Pa
 
 @pytest.mark.parametrize("tau", [0.0, 1.0, -1, 7])
 def test_tau_is_a_probability(tau: float) -> None:
-    with pytest.raises(ValueError, match="tau must be between 0 and 1"):
+    with pytest.raises(ValueError, match="tau must be above 0 and below 1"):
         Classifier(tau=tau)
 
 

@@ -19,6 +19,7 @@ from context_memory.oracle import Oracle, cheapest, rises
 from context_memory.plan import layout
 from context_memory.reading import likelihoods
 from context_memory.schemes.concat import Concat
+from context_memory.schemes.full import Full
 from context_memory.testing import tiny_lm
 from context_memory.text import Example
 
@@ -77,6 +78,8 @@ def test_segments_have_the_length_that_is_aimed_at() -> None:
     assert Oracle(length=4).cuts(lm, encoder_for(lm.base.config.vocab_size, n=200), EXAMPLE) == ()
     with pytest.raises(InputError, match="length <= longest"):
         Oracle(length=30, longest=20)
+    with pytest.raises(InputError, match=r"Full\(.*\) compresses nothing; give a compression adapter"):
+        Oracle().cuts(tiny_lm("llama", Full()), encoder, EXAMPLE)
 
 
 def test_the_command_writes_what_is_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,6 +94,7 @@ def test_the_command_writes_what_is_read_back(tmp_path: Path, capsys: pytest.Cap
     assert len(rows) == 3 and all("<COMP>" in row["reasoning_with_compression"] for row in rows)
     assert all(row["reasoning_with_compression"].replace("<COMP>", "") == row["original_reasoning"] for row in rows)
     capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        main(["annotate", *given, "--oracle", "24", "--out", str(out)])
-    assert end.value.code == 2 and "--adapter" in capsys.readouterr().err
+    for more, said in (([], "--adapter"), (["--adapter", str(adapter)], "is there already; it is not overwritten")):
+        with pytest.raises(SystemExit) as end:
+            main(["annotate", *given, "--oracle", "24", "--out", str(out), *more])
+        assert end.value.code == 2 and said in capsys.readouterr().err

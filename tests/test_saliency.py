@@ -117,6 +117,11 @@ def test_the_command_teaches_and_the_pins_are_used(tmp_path: Path, capsys: pytes
         with pytest.raises(SystemExit) as end:
             main(arguments)
         assert not end.value.code, capsys.readouterr()
+    for name, said in (("none/pins.safetensors", "there is no folder"), ("pins.json", "must end in .safetensors")):
+        for command in ("pins", "boundary"):
+            with pytest.raises(SystemExit) as end:
+                main([command, "train", "--adapter", str(adapter), *small, "--out", str(tmp_path / name)])
+            assert end.value.code == 2 and said in capsys.readouterr().err
     kept = json.loads((adapter / "pins.json").read_text())["kept"]
     assert kept["best possible"][0] >= max(share for name, (share, _) in kept.items() if name != "best possible")
     assert all(length <= 3 for _, length in kept.values())

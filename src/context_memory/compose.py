@@ -10,6 +10,7 @@ import difflib
 import json
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, field, make_dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ AT_LEAST: dict[str, float] = {
     "training.save_steps": 1, "training.log_steps": 1, "training.lr": 0, "training.warmup": 0, "training.patience": 0,
     "training.eval_samples": 0, "training.epochs": 0, "generation.max_new_tokens": 1, "evaluation.batch_size": 1,
     "data.train_ratio": 0, "data.max_train_samples": 1, "data.max_eval_samples": 0,
-    "data.problems": 1,
+    "data.problems": 1, "evaluation.max_samples": 1,
 }  # fmt: skip
 
 
@@ -244,10 +245,23 @@ def _known_key(key: str, tree: Any) -> None:
             close = difflib.get_close_matches(part, names, n=1)
             hint = f" Did you mean '{close[0]}'?" if close else ""
             where = f"under '{path}'" if path else "at the top"
+            if path in FOLDERS and "name" in at:
+                where = f"under '{path}={at['name']}'"
+                hint = hint or _whose(path, part)
             if path == "pins":
                 hint = f" Choose it first: pins=[{','.join([*names, part])}]."
             raise UserError(f"no setting '{key}';{hint} Have {where}: {', '.join(names) or 'nothing'}.")
         at, path = at[part], f"{path}.{part}".lstrip(".")
+
+
+def _whose(group: str, setting: str) -> str:
+    """Which other plug-ins of the group have the setting; one that cannot be imported has none."""
+    found = []
+    for name in plugins.keys(FOLDERS[group]):
+        with suppress(ImportError, LookupError):
+            kind = plugins.find(FOLDERS[group], name)
+            found += [f"{group}={name}"] if setting in {f.name for f in dataclasses.fields(kind)} else []
+    return f" It is one of {' or '.join(found)}; choose that first." if found else ""
 
 
 def _explain(error: Exception, settings: Sequence[str]) -> str:

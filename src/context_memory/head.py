@@ -86,6 +86,21 @@ def save(head: Head, path: Path, facts: Mapping[str, Any]) -> None:
     os.replace(beside, path)
 
 
+def place(out: Path | None, usual: Path) -> Path:
+    """Where a head is to be written: `out` if it is given.
+
+    Raises:
+        UserError: the report lies beside it as .json, so `out` must end otherwise; or its folder is not there.
+    """
+    if out is None:
+        return usual
+    if out.suffix != ".safetensors":
+        raise UserError(f"--out must end in .safetensors, got '{out}'.")
+    if not out.parent.is_dir():
+        raise UserError(f"--out={out}: there is no folder '{out.parent}'; make it first.")
+    return out
+
+
 def load(path: Path) -> tuple[Head, dict[str, Any]]:
     """The head and what it belongs to.
 
@@ -104,7 +119,7 @@ def load(path: Path) -> tuple[Head, dict[str, Any]]:
         head.load_state_dict(tensors)
         return head.eval().requires_grad_(False), json.loads(header["facts"])
     except (SafetensorError, KeyError, ValueError, RuntimeError) as e:
-        raise UserError(f"'{path}' is damaged ({e}); get it again, or train it anew.") from e
+        raise UserError(f"'{path}' is another kind of file, or damaged ({e}); get it again, or train it anew.") from e
 
 
 def digest(path: Path) -> str:

@@ -38,7 +38,13 @@ class Oracle:
             raise InputError(f"the oracle needs 1 <= length <= longest, got {self.length:g} and {self.longest}.")
 
     def cuts(self, lm: CompressedLM, encoder: Encoder, example: Example) -> tuple[int, ...]:
-        """The chosen places, as `Example.cuts`; `encoder.boundary` says which there are to choose from."""
+        """The chosen places, as `Example.cuts`; `encoder.boundary` says which there are to choose from.
+
+        Raises:
+            InputError: a scheme that compresses nothing.
+        """
+        if not lm.scheme.hides or not lm.scheme.n_comp:
+            raise InputError(f"the oracle measures what compressing costs, and {lm.scheme} compresses nothing; give a compression adapter.")
         n = len(encoder.answer(example))
         places = [e for e in encoder.edges(replace(example, cuts=())) if e < n]
         wanted = min(len(places), max(1, round(n / self.length) - 1))

@@ -34,6 +34,14 @@ class Boundary(ABC):
     """Whether it looks at the model's hidden state of the token just processed (then `read` says how)."""
     max_segment: int = 256
     """Tokens after which a segment ends whatever the policy says."""
+    min_segment: int = 0
+    """Tokens before which no segment ends; a field of the policies that have one."""
+
+    def __post_init__(self) -> None:
+        if self.max_segment < 1:
+            raise ValueError(f"a segment has at least one token, got max_segment={self.max_segment}.")
+        if self.min_segment < 0:
+            raise ValueError(f"min_segment must be at least 0, got {self.min_segment}.")
 
     @abstractmethod
     def ends(self, step: Step) -> bool:

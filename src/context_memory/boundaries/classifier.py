@@ -23,7 +23,7 @@ class Classifier(Headed, Boundary):
     """Ends where the head's probability reaches `tau`."""
 
     tau: float = 0.5
-    """Between 0 and 1: lower cuts more often."""
+    """Above 0 and below 1: lower cuts more often."""
     path: str = ""
     """The head's file, or the adapter folder that holds it; empty: the adapter that is used."""
     min_segment: int = 2
@@ -32,8 +32,9 @@ class Classifier(Headed, Boundary):
     file_name: ClassVar[str] = FILE
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.tau < 1:
-            raise ValueError(f"boundary.tau must be between 0 and 1, got {self.tau:g}; 0.5 is where both are as likely.")
+            raise ValueError(f"boundary.tau must be above 0 and below 1, got {self.tau:g}; 0.5 is where both are as likely.")
 
     @property
     def offline(self) -> Boundary:

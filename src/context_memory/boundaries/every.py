@@ -15,6 +15,7 @@ class Every(Boundary):
     max_segment: int = 256
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n < 1:
             raise ValueError(f"boundary 'every' needs n >= 1 tokens, got n={self.n}.")
         if self.n > self.max_segment:

@@ -31,6 +31,7 @@ class Model(Boundary):
     max_segment: int = 256
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.teacher == "model" or plugins.find("boundaries", self.teacher).needs_hidden:  # type: ignore[attr-defined]
             raise ValueError(f"boundary 'model' needs a teacher that goes by the text, such as rules or newline; got '{self.teacher}'.")
 

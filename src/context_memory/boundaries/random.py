@@ -24,6 +24,7 @@ class Random(Boundary):
     max_segment: int = 256
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.mean >= 1:
             raise ValueError(f"boundary 'random' needs a mean of at least 1 token, got mean={self.mean:g}.")
 

@@ -41,6 +41,7 @@ class Rules(Boundary):
     ITEM: ClassVar[re.Pattern[str]] = re.compile(r"^\s*(?:[-*•]|\(?\d{1,2}[.)]|Step \d+:?)\s+\S.*\n\s*$", re.DOTALL | re.IGNORECASE)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.soft is not None and not self.min_segment <= self.soft < self.max_segment:
             raise ValueError(
                 f"boundary 'rules' needs soft from min_segment={self.min_segment} to below max_segment={self.max_segment}, got {self.soft}."

@@ -55,8 +55,10 @@ def annotate(
 
     given = list(overrides or [])
     named = any(o.startswith(("boundary=", "boundary.")) for o in given)
-    if bool(endpoint) != bool(model) or (endpoint and named):
-        raise UserError("--endpoint and --model go together, and without boundary=: the model decides where a step ends.")
+    if bool(endpoint) != bool(model):
+        raise UserError(f"--endpoint and --model go together, and {'--model' if endpoint else '--endpoint'} is missing.")
+    if endpoint and named:
+        raise UserError("with --endpoint the model decides where a step ends; leave boundary= out.")
     if oracle is not None and (adapter is None or endpoint):
         raise UserError("--oracle measures with a compression adapter and asks nobody else: give --adapter, and no --endpoint.")
     if recipe is None and not named:
@@ -66,6 +68,8 @@ def annotate(
         raise UserError(f"--out must end in .jsonl or .json, got '{out}'.")
     if not out.parent.is_dir():
         raise UserError(f"--out={out}: there is no folder '{out.parent}'; make it first.")
+    if out.exists() and not endpoint:
+        raise UserError(f"--out={out} is there already; it is not overwritten. Name another file, or remove it.")
     examples = config.training_examples() if split == "train" else config.examples(split, config.data["max_eval_samples"])
     if adapter:
         by_adapter(config, examples, oracle, out)

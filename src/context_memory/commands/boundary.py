@@ -40,13 +40,13 @@ def train(
     from context_memory.errors import UserError
     from context_memory.records import facts_of_this_run
 
+    place = head.place(out, adapter / FILE)
     config, lm, told = _told(adapter, overrides, recipe, "train", problems)
     parts = telling.divide(told, seed)
     try:
         found = head.fit(parts["train"].hidden, parts["train"].ends, epochs=epochs, lr=lr, width=width, seed=seed)
     except ValueError as e:
         raise UserError(str(e)) from e
-    place = out or adapter / FILE
     tau = telling.judge(found, parts["validation"])["best"]["tau"]
     report = telling.judge(found, parts["test"]) | {"tau": tau, "problems": len(set(told.problem.tolist())), **facts_of_this_run()}
     head.save(found, place, lm.origin | {"adapter": lm.card.files if lm.card else {}, "labels": config.boundary["name"], "tau": tau})

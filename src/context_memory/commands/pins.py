@@ -39,6 +39,7 @@ def train(
     from context_memory.pins.learned import FILE
     from context_memory.records import facts_of_this_run
 
+    place = head.place(out, adapter / FILE)
     config = rows.configure(list(overrides or []), None, adapter)
     config.pins = {name: settings for name, settings in config.pins.items() if name == "prompt"}  # what rules keep is not forgotten
     lm = rows.load_row(config)
@@ -51,7 +52,6 @@ def train(
         made = head.fit(learn.hidden, learn.best(budget), epochs=epochs, lr=lr, width=width, seed=seed)
     except ValueError as e:
         raise UserError(str(e)) from e
-    place = out or adapter / FILE
     head.save(made, place, lm.origin | {"adapter": lm.card.files if lm.card else {}, "budget": budget})
     kept = saliency.compare(made, test, encoder, budget)
     table = Table(

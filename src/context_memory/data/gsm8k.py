@@ -62,23 +62,38 @@ def uncomp(text: str) -> tuple[str, tuple[int, ...]]:
 def example(row: Row, id: str) -> Example | None:
     """The row as an example; None where the answer of an annotator or a trace is wrong."""
     where, fields = row
-    needed = ("question", "answer")
-    if not isinstance(fields, Mapping) or not all(isinstance(fields.get(name), str) and fields[name].strip() for name in needed):
-        got = ", ".join(fields) if isinstance(fields, Mapping) else type(fields).__name__
-        raise ValueError(
-            f"{where}: needs texts 'question' and 'answer' (besides, 'reasoning_with_compression' or 'original_reasoning'), "
-            f"got {got or 'nothing'}."
-        )
+    _must_have(where, fields)
     question, answer = fields["question"].strip(), fields["answer"].strip()
     annotated, own = fields.get("reasoning_with_compression"), fields.get("original_reasoning")
-    gold = final_number(answer, marked=not (annotated or own))
+    plain = annotated is None and own is None
+    gold = final_number(answer, marked=plain)
+    if gold is None and plain and final_number(answer) is not None:
+        raise ValueError(
+            f"{where}: 'answer' is a number alone ({answer[-40:]!r}) and there is no solution to it; it belongs into "
+            "'reasoning_with_compression' or 'original_reasoning', or into 'answer' itself, with '#### 72' at the end."
+        )
     if gold is None:
         raise ValueError(f"{where}: no final number in 'answer' ({answer[-40:]!r}); end it with '#### 72'.")
-    if annotated is None and own is None:
+    if plain:
         return Example(question, CALCULATOR.sub("", answer), id=id, meta={"answer": gold})
     target, cuts = (str(own), ()) if annotated is None else uncomp(annotated)
     right = same(final_number(target), gold)
     return Example(question, target, cuts=cuts, id=id, meta={"answer": gold}) if right else None
+
+
+def _must_have(where: str, fields: object) -> None:
+    """Raises ValueError unless a row has the texts that it needs."""
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"{where}: needs a row with 'question' and 'answer', got {type(fields).__name__}.")
+    for name in ("question", "answer", "reasoning_with_compression", "original_reasoning"):
+        value, needed = fields.get(name), name in ("question", "answer")
+        if needed and (value is None or (isinstance(value, str) and not value.strip())):
+            what = f"'{name}' is empty" if name in fields else f"there is no '{name}', only {', '.join(map(str, fields)) or 'nothing'}"
+            raise ValueError(
+                f"{where}: {what}; needs texts 'question' and 'answer' (besides, 'reasoning_with_compression' or 'original_reasoning')."
+            )
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"{where}: '{name}' must be a text, got {type(value).__name__} {value!r:.40}.")
 
 
 def part(question: str) -> int:

@@ -40,7 +40,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from context_memory import golden_encoder
+from context_memory import golden_encoder, golden_stream
 from context_memory.golden_case import Case, apart
 from context_memory.plan import IGNORE, SLOT, Plan
 
@@ -168,11 +168,19 @@ class Comparison:
             yield "query", read
 
 
+def compared(path: Path) -> Iterator[tuple[str, float | None]]:
+    """What `Comparison` yields, for the case in a json file, of whatever kind."""
+    meta = json.loads(path.read_text())
+    kind = meta.get("model_class", "")
+    if "window_size" in meta or kind.endswith("_Stream"):
+        return golden_stream.compare(golden_stream.StreamCase(path))
+    return golden_encoder.compare(golden_encoder.EncoderCase(path)) if "T5" in kind else iter(Comparison(Case(path)))
+
+
 def check(path: Path) -> tuple[bool, str]:
     """(passed, the line that says so) for the case in a json file."""
     try:
-        kind = json.loads(path.read_text()).get("model_class", "")
-        done = list(golden_encoder.compare(golden_encoder.EncoderCase(path)) if "T5" in kind else Comparison(Case(path)))
+        done = list(compared(path))
     except (OSError, KeyError, ValueError, LookupError, SafetensorError) as error:
         reason = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error)
         return False, f"FAIL  {path.stem:44}  {reason}"

@@ -7,6 +7,8 @@ turned to its place in the cache at every step.
 from __future__ import annotations
 
 import json
+from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -25,7 +27,7 @@ class Model:
     """A random llama with LoRA on comp tokens (or on all), layer by layer."""
 
     def __init__(self, config: dict[str, object], rows: int, cond: bool) -> None:
-        self.stock = LlamaForCausalLM(LlamaConfig(**config)).eval().requires_grad_(False)
+        self.stock = LlamaForCausalLM(LlamaConfig(**deepcopy(config))).eval().requires_grad_(False)
         for p in self.stock.parameters():
             if p.ndim == 2:
                 p.normal_(0, 0.2)
@@ -98,7 +100,7 @@ def write_case(
     model = Model(config, n * (1 + merges), cond)
     cache: Cache = [(torch.zeros(2, 0, 8), torch.zeros(2, 0, 8)) for _ in range(2)]
     ids, nlls, told, out = torch.randint(5, VOCAB, (tokens,)).tolist(), [], [], {}
-    for token, label in zip(ids, ids[1:]):
+    for token, label in pairwise(ids):
         before = cache[0][0].shape[1]
         logits, cache = model.run([token], cache)
         nlls.append(cross_entropy(logits, torch.tensor(label)))

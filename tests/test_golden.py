@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -48,6 +49,9 @@ def test_cases_of_a_miniature_of_the_original(tmp_path: Path, settings: dict) ->
 @pytest.mark.parametrize(("kind", "n"), [("concat", 3), ("concat_recur", 1), ("gist", 3), ("merge", 1), ("merge", 3)])
 def test_cases_of_an_encoder_decoder_in_miniature(tmp_path: Path, kind: str, n: int) -> None:
     path = original_t5.write_case(tmp_path, kind, n)
+    odd = tmp_path / "odd.json"
+    odd.write_text(path.read_text().replace('"attn_type": "merge"', '"attn_type": "merge_recur"'))
+    assert kind != "merge" or "which the original has none of" in golden.check(odd)[1]
     passed, line = golden.check(path)
     assert passed, line
     assert all(what in line for what in ("mask", "cross", "encoder", "logits", "loss", "grad"))
@@ -89,6 +93,23 @@ def test_control_a_changed_stream_fails(tmp_path: Path, key: str, merges: bool) 
         path.write_text(json.dumps(meta))
     passed, line = golden.check(path)
     assert not passed and ("over 0.0001" in line or "is not theirs" in line), line
+
+
+def test_the_scaling_of_llama_3_is_read_from_the_configuration(tmp_path: Path) -> None:
+    write_case(tmp_path, kind="concat_recur", rope=LLAMA3)
+    path, wanted = tmp_path / "made.json", []
+    for i in range(4):  # heads of eight numbers
+        turn = 500000.0 ** (-i / 4)
+        there = (32 * turn / (2 * math.pi) - 1.0) / (4.0 - 1.0)  # how far from the low to the high of the frequencies, in turns of 32
+        wanted.append(turn * (min(max(there, 0), 1) * (1 - 1 / 8) + 1 / 8))
+    assert golden.Case(path).lm.base.model.rotary_emb.inv_freq.tolist() == pytest.approx(wanted)
+    whole = path.read_text()
+    assert "rope_theta" not in json.loads(whole)["config"]["rope_scaling"]
+    for name in ("rope_scaling", "rope_theta"):
+        meta = json.loads(whole)
+        del meta["config"][name]
+        path.write_text(json.dumps(meta))
+        assert "over 0.0001" in golden.check(path)[1]
 
 
 def test_a_stream_that_averages_values_from_the_keys_is_not_ours(tmp_path: Path) -> None:

@@ -228,9 +228,9 @@ def test_the_window_is_never_given_fewer_entries(scheme: Scheme) -> None:
 
 @pytest.mark.parametrize("scheme", [Concat(n_comp=2), Merge(n_comp=2)], ids=str)
 def test_a_cache_of_one_size(scheme: Scheme) -> None:
-    """Sink, memory and window together; the window shrinks while the memory fills. Half a chunk's comp tokens may be dropped."""
+    """Sink, memory and window together; the window shrinks while the memory fills."""
     lm, ids = tiny_lm("llama", scheme), text(90)
-    sizes = Settings(chunk=5, slots=None if scheme.mixes else 7, sink=2, cache=21)
+    sizes = Settings(chunk=5, slots=None if scheme.mixes else 6, sink=2, cache=21)
     whole, single, beside = Stream(lm, sizes), Stream(lm, sizes), SlidingWindow(lm.under(Full()), sizes, scheme)
 
     def at_the_most(stream: Stream) -> list[int]:
@@ -270,9 +270,8 @@ def test_the_oldest_slots_are_dropped() -> None:
         ({"chunk": 0}, "chunk must be at least 1"),
         ({"sink": -1}, "sink must be at least 0"),
         ({"spacing": "wide"}, "spacing must be one of cache, text, got 'wide'"),
-        ({"slots": 3, "spacing": "text"}, r"multiple of the 2 comp tokens of a chunk \(spacing=cache: .*, got slots=3"),
+        ({"slots": 3}, "multiple of the 2 comp tokens of a chunk, got slots=3"),
         ({"slots": 0}, "multiple of the 2 comp tokens"),
-        ({"slots": 1}, "multiple of the 2 comp tokens"),
         ({"cache": 14, "chunk": 5}, "cache=14 leaves 2 raw tokens beside sink and memory, fewer than chunk=5"),
         ({"cache": 40, "chunk": 2}, "chunk must be more than the 2 entries that remember it, got 2"),
         ({"cache": 300}, "the cache reaches position 302"),

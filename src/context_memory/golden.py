@@ -8,7 +8,8 @@ cannot be run. A case is `NAME.json` (configuration, token ids) and `NAME.safete
 Compared: `mask` (theirs with ours, on real columns), `positions`, `logits`, `comp kv` (keys and values of comp tokens and
 slots, every layer), `loss`, `grad` (LoRA and comp embeddings), and where a case has them `memory` (step by step through
 `Memory`) and `query` (a prompt read after it). Rows are run without their padding and without a rule of theirs: the
-segments come from where the comp ids stand, all the rest from our plan.
+segments come from where the comp ids stand, all the rest from our plan. Cases of T5 are compared by `golden_encoder.py`,
+streams by `golden_stream.py`; their docstrings say what.
 
 Where the original is wrong, the side that we take:
 
@@ -20,7 +21,8 @@ Where the original is wrong, the side that we take:
 - Its fully masked padding rows attend uniformly to everything: nothing there is compared. A label that is predicted from
   such a row (or from a SUM row) is a defect of the batch: then loss and gradients are said to be left out.
 - The GSM8K fork trains without a compression mask (`fork_*_gsm8k_masked_*` adds it back), and streaming merge averages values
-  from the keys: we follow the fixed vectors.
+  from the keys: we follow the fixed vectors, and a stream that is not fixed fails with that reason.
+- Its T5 has no recurrent merge: its collator refuses one, and its SUM tokens average later comp tokens too.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ A stream looks at SUM ids alone to choose between merge and concat, and its comp
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,6 +35,16 @@ def states(stream: Stream) -> States:
     angles = {kind: between(*(lm.family.angles(lm.base, p, kind) for p in (made, made * 0))) for kind in set(memory.kinds)}
     keys = [turned(layer.keys, angles[kind])[0][:, order] for layer, kind in zip(memory.layers, memory.kinds)]
     return torch.stack(keys), torch.stack([layer.values[0][:, order] for layer in memory.layers])
+
+
+@dataclass(frozen=True)
+class Sizes(Settings):
+    """Its slots need be no multiple of the comp tokens: the oldest chunk may have lost some of its entries and not the others."""
+
+    def memory(self, scheme: Scheme, step: int) -> int:
+        if scheme.mixes or self.slots is None or self.slots < scheme.n_comp:
+            return super().memory(scheme, step)
+        return min(step * scheme.n_comp, self.slots)
 
 
 class Watched(Stream):
@@ -70,7 +81,7 @@ class StreamCase(ModelCase):
         """Ours, set up as theirs."""
         told, merges = self.meta, self.scheme.mixes
         slots = None if merges else told["comp_cache_size"]
-        settings = Settings(chunk=told["comp_size"], slots=slots, sink=told["sink_size"], cache=told["window_size"] + 1)
+        settings = Sizes(chunk=told["comp_size"], slots=slots, sink=told["sink_size"], cache=told["window_size"] + 1)
         if not told["do_comparison"]:
             return Watched(self.lm, settings)
         return Beside(self.lm.under(plugins.make("schemes", "full")), settings, self.scheme)  # type: ignore[arg-type]

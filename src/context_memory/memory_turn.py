@@ -54,7 +54,7 @@ class MovingMemory(Memory):
         return super().advance(plan, clock, slack)
 
     def fold(self, rows: Sequence[int], exact: bool = True) -> None:
-        """As `Memory.fold`; a running average of keys is turned to where the fresh ones were made, so that all are averaged at one place."""
+        """As `Memory.fold`; a running average of keys is turned to where the fresh ones were made: keys are averaged at one place."""
         slot, fresh = self.held.slot[0], self.held.segment[0] == self.step[0]
         was, now = (self.held.position[:, slot & x] for x in (~fresh, fresh))
         if self.mean and not torch.equal(was, now):

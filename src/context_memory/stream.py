@@ -74,10 +74,8 @@ class Settings:
                 raise InputError(f"scheme '{scheme.name}' merges into its {n} slot(s); leave slots out, got slots={self.slots}.")
             return min(step, 1) * n
         slots = GROUPS * n if self.slots is None else self.slots
-        if slots < n or (n and slots % n and self.spacing == "text"):
-            raise InputError(
-                f"slots must be a multiple of the {n} comp tokens of a chunk (spacing=cache: or any number above), got slots={slots}."
-            )
+        if n and (slots < n or slots % n):
+            raise InputError(f"slots must be a multiple of the {n} comp tokens of a chunk, got slots={slots}.")
         return min(step * n, slots)
 
     def raw(self, scheme: Scheme | None, step: int) -> int:

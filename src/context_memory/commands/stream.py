@@ -19,7 +19,7 @@ def stream(
     sink: Annotated[int, typer.Option(help="First tokens of the text that stay for good.")] = 4,
     spacing: Annotated[str, typer.Option(help="cache: entry behind entry. text: as far apart as the text was, as in training.")] = "cache",
     cache: Annotated[
-        int | None, typer.Option(help="Entries of sink, memory and window together, in the place of --window: the window is what they leave.")
+        int | None, typer.Option(help="Entries of sink, memory and window together: takes the place of --window, which is what they leave.")
     ] = None,
     errors: Annotated[str, typer.Option(help="Bytes that are not UTF-8, and NUL: strict, replace or ignore.")] = "strict",
     tokens: Annotated[int | None, typer.Option(help="Read this much of every text.")] = None,

@@ -7,6 +7,7 @@ float masks (padding rows attend uniformly), LoRA computed for every token and m
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -75,8 +76,8 @@ def write_case(
     torch.manual_seed(len(name) + n)
     sizes = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
              "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-6, "rope_theta": 10000.0}  # fmt: skip
-    config = sizes | ({"rope_scaling": rope} if rope else {})
-    model = LlamaForCausalLM(LlamaConfig(**config)).eval().requires_grad_(False)
+    config = sizes | ({"rope_theta": 500000.0, "rope_scaling": rope} if rope else {})
+    model = LlamaForCausalLM(LlamaConfig(**deepcopy(config))).eval().requires_grad_(False)  # a configuration writes into what it gets
     with torch.no_grad():
         for p in model.parameters():
             if p.ndim == 2:

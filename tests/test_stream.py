@@ -226,6 +226,28 @@ def test_the_window_is_never_given_fewer_entries(scheme: Scheme) -> None:
     assert alone.peak_entries < ours.peak_entries
 
 
+@pytest.mark.parametrize("scheme", [Concat(n_comp=2), Merge(n_comp=2)], ids=str)
+def test_a_cache_of_one_size(scheme: Scheme) -> None:
+    """Sink, memory and window together; the window shrinks while the memory fills."""
+    lm, ids = tiny_lm("llama", scheme), text(90)
+    sizes = Settings(chunk=5, slots=None if scheme.mixes else 6, sink=2, cache=21)
+    whole, single, beside = Stream(lm, sizes), Stream(lm, sizes), SlidingWindow(lm.under(Full()), sizes, scheme)
+
+    def at_the_most(stream: Stream) -> list[int]:
+        """Entries before room was made."""
+        held = []
+        for i in ids:
+            stream.feed([i])
+            held.append(stream.entries)
+        return [a for a, b in pairwise(held) if b < a]
+
+    assert (whole.feed(ids) - one_by_one(single, ids)).abs().max() < EXACT
+    beside.feed(ids)
+    found, control = at_the_most(Stream(lm, sizes)), at_the_most(Stream(lm, Settings(19, 5, sizes.slots, sink=2)))
+    assert len(found) == whole.folds == beside.folds > 8 and set(found) == {21} and control[0] == 21 < control[1]
+    assert whole.peak_entries == beside.peak_entries == 21 + scheme.n_comp * (2 if scheme.mixes else 1)
+
+
 def test_the_oldest_slots_are_dropped() -> None:
     """A chunk is remembered for as long as its slots are there (of a scheme in which a memory does not read the one before)."""
     lm = tiny_lm("llama", Concat(n_comp=2, recurrent=False))
@@ -250,6 +272,9 @@ def test_the_oldest_slots_are_dropped() -> None:
         ({"spacing": "wide"}, "spacing must be one of cache, text, got 'wide'"),
         ({"slots": 3}, "multiple of the 2 comp tokens of a chunk, got slots=3"),
         ({"slots": 0}, "multiple of the 2 comp tokens"),
+        ({"cache": 14, "chunk": 5}, "cache=14 leaves 2 raw tokens beside sink and memory, fewer than chunk=5"),
+        ({"cache": 40, "chunk": 2}, "chunk must be more than the 2 entries that remember it, got 2"),
+        ({"cache": 300}, "the cache reaches position 302"),
         ({"window": 300}, "the cache reaches position 314 and the model was made for 256"),
     ],
 )

@@ -113,6 +113,7 @@ def test_bad_input_ends_in_one_message(ccm, toy: Path, adapter: Path) -> None:  
         ("one.txt", "again/one.txt"): "two files have one name",
         ("one.txt", "--window", 9000): "the cache reaches position 9004",
         ("one.txt", "--adapter", adapter, "--slots", 3): "slots must be a multiple of the 2 comp tokens",
+        ("one.txt", "--adapter", adapter, "--cache", 70): "cache=70 leaves 58 raw tokens beside sink and memory, fewer than chunk=64",
         ("one.txt", "scheme=concat"): "'concat' needs a compression adapter",
         ("one.txt", "scheme=window"): "scheme 'window' has no comp tokens",
     }

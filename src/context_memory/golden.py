@@ -8,7 +8,8 @@ cannot be run. A case is `NAME.json` (configuration, token ids) and `NAME.safete
 Compared: `mask` (theirs with ours, on real columns), `positions`, `logits`, `comp kv` (keys and values of comp tokens and
 slots, every layer), `loss`, `grad` (LoRA and comp embeddings), and where a case has them `memory` (step by step through
 `Memory`) and `query` (a prompt read after it). Rows are run without their padding and without a rule of theirs: the
-segments come from where the comp ids stand, all the rest from our plan.
+segments come from where the comp ids stand, all the rest from our plan. Cases of T5 are compared by `golden_encoder.py`,
+streams by `golden_stream.py`; their docstrings say what.
 
 Where the original is wrong, the side that we take:
 
@@ -20,7 +21,8 @@ Where the original is wrong, the side that we take:
 - Its fully masked padding rows attend uniformly to everything: nothing there is compared. A label that is predicted from
   such a row (or from a SUM row) is a defect of the batch: then loss and gradients are said to be left out.
 - The GSM8K fork trains without a compression mask (`fork_*_gsm8k_masked_*` adds it back), and streaming merge averages values
-  from the keys: we follow the fixed vectors.
+  from the keys: we follow the fixed vectors, and a stream that is not fixed fails with that reason.
+- Its T5 has no recurrent merge: its collator refuses one, and its SUM tokens average later comp tokens too.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from context_memory import golden_encoder
+from context_memory import golden_encoder, golden_stream
 from context_memory.golden_case import Case, apart
 from context_memory.plan import IGNORE, SLOT, Plan
 
@@ -168,11 +170,19 @@ class Comparison:
             yield "query", read
 
 
+def compared(path: Path) -> Iterator[tuple[str, float | None]]:
+    """What `Comparison` yields, for the case in a json file, of whatever kind."""
+    meta = json.loads(path.read_text())
+    kind = meta.get("model_class", "")
+    if "window_size" in meta or kind.endswith("_Stream"):
+        return golden_stream.compare(golden_stream.StreamCase(path))
+    return golden_encoder.compare(golden_encoder.EncoderCase(path)) if "T5" in kind else iter(Comparison(Case(path)))
+
+
 def check(path: Path) -> tuple[bool, str]:
     """(passed, the line that says so) for the case in a json file."""
     try:
-        kind = json.loads(path.read_text()).get("model_class", "")
-        done = list(golden_encoder.compare(golden_encoder.EncoderCase(path)) if "T5" in kind else Comparison(Case(path)))
+        done = list(compared(path))
     except (OSError, KeyError, ValueError, LookupError, SafetensorError) as error:
         reason = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error)
         return False, f"FAIL  {path.stem:44}  {reason}"

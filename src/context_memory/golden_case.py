@@ -26,6 +26,10 @@ SCHEMES = {
 }  # fmt: skip
 
 
+ALPHA = 16
+"""LoRA's alpha where a case does not say."""
+
+
 class Unknown(LookupError):
     """A case of a mode that we do not have (yet)."""
 
@@ -43,8 +47,8 @@ class Watched(Scheme):
         raise NotImplementedError("nothing is forgotten.")
 
 
-class Case:
-    """One case: what the files say, and the model, segments and plan that we make of it."""
+class ModelCase:
+    """One case: what the files say, and the model that we make of it."""
 
     embeddings = EMBEDDINGS
     """The name of the comp embeddings."""
@@ -60,29 +64,23 @@ class Case:
         own = {k.removeprefix("weight."): v for k, v in self.tensors.items() if k.startswith("weight.")}
         self.comp: list[int] = self.meta["comp_token_ids"] or []
         self.sums: list[int] = self.meta["sum_token_ids"] or []
+        found = {name.split(".")[-3]: len(w) for name, w in weights.items() if name.endswith("lora_A.weight")}
+        told = self.meta.get("lora") or {"r": max(found.values(), default=1)}  # a stream's json leaves it to the weights
+        self.lora: dict[str, Any] = {"alpha": ALPHA, "targets": sorted(found), **told}
         self.lm = self._model(weights | own)
-        self.real = [m.bool().nonzero()[:, 0] for m in self._attended()]
-        self.rows = [self._segments(ids[m].tolist()) for ids, m in zip(self.tensors["input_ids"], self.real)]
-        self.plan = stack([layout(row, self.scheme, self.lm.positions) for row in self.rows])
-        self.ours, self.theirs = zip(*[self._match(r) for r in range(len(self.rows))])
 
     def _scheme(self) -> Scheme:
         return scheme_of(self.meta)
-
-    def _attended(self) -> Tensor:
-        """(b, n) which columns are no padding."""
-        return self.tensors["attention_mask"]
 
     def _made(self, lora: LoraConfig, gate: str) -> CompressedLM:
         base = LlamaForCausalLM(LlamaConfig(**self.meta["config"])).float().eval()
         return CompressedLM(base, None, self.scheme, lora=lora, positions=self.meta["comp"]["relative_embedding"], gate=gate).eval()
 
     def _targets(self) -> list[str]:
-        return list(self.meta["lora"]["targets"])
+        return list(self.lora["targets"])
 
     def _model(self, weights: dict[str, Tensor]) -> CompressedLM:
-        lora = self.meta["lora"]
-        config = LoraConfig(r=lora["r"], lora_alpha=lora["alpha"], lora_dropout=0.0, target_modules=self._targets())
+        config = LoraConfig(r=self.lora["r"], lora_alpha=self.lora["alpha"], lora_dropout=0.0, target_modules=self._targets())
         lm = self._made(config, "comp" if self.meta["comp"]["cond_lora"] else "all")
         named = {name.removeprefix("base.").replace(".base_layer", ""): p for name, p in lm.named_parameters()}
         self.parameters = {name.replace(".default", ""): p for name, p in named.items()}
@@ -96,6 +94,21 @@ class Case:
                 own = self.parameters[name]
                 own.copy_(value[: len(own)] if name == self.embeddings else value)  # rows behind feed SUM tokens, which nobody reads
         return lm
+
+
+class Case(ModelCase):
+    """A case that is laid out: its segments and its plan as well."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.real = [m.bool().nonzero()[:, 0] for m in self._attended()]
+        self.rows = [self._segments(ids[m].tolist()) for ids, m in zip(self.tensors["input_ids"], self.real)]
+        self.plan = stack([layout(row, self.scheme, self.lm.positions) for row in self.rows])
+        self.ours, self.theirs = zip(*[self._match(r) for r in range(len(self.rows))])
+
+    def _attended(self) -> Tensor:
+        """(b, n) which columns are no padding."""
+        return self.tensors["attention_mask"]
 
     def _segments(self, ids: list[int]) -> list[Segment]:
         """The ids of a row without padding -> its segments: a group of comp ids ends one; the rest is read and stays."""
@@ -147,8 +160,6 @@ def scheme_of(meta: dict[str, Any]) -> Scheme:
         Unknown: none of ours.
     """
     model, comp = meta.get("model_class", "none"), meta["comp"]
-    if "window_size" in meta or model.endswith("_Stream"):
-        raise Unknown("unknown mode: stream (not supported yet)")
     if model not in MODELS:
         raise Unknown(f"unknown mode: model class {model}; known: {', '.join(MODELS)}")
     kind, attention, n = comp["comp_type"], comp["attn_type"], comp["num_comp_tokens"]

@@ -20,7 +20,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from context_memory.encoder_decoder import CompressedSeq2Seq
 from context_memory.encoder_memory import attended, in_order
 from context_memory.families.t5 import T5
-from context_memory.golden_case import Case, apart
+from context_memory.golden_case import Case, Unknown, apart
 from context_memory.mixing import Mix
 from context_memory.plan import COMP, IGNORE, RAW, Column, Plan, Tokens, build, layout, visible
 from context_memory.schemes.base import Scheme
@@ -54,6 +54,8 @@ class EncoderCase(Case):
 
     def _scheme(self) -> Scheme:
         scheme = super()._scheme()
+        if isinstance(scheme, Merge) and scheme.recurrent:
+            raise Unknown("unknown mode: merge_recur of an encoder-decoder, which the original has none of; its T5 knows merge.")
         return Summed(2 * scheme.n_comp) if isinstance(scheme, Merge) else scheme
 
     def _targets(self) -> list[str]:

@@ -53,6 +53,16 @@ class MovingMemory(Memory):
         self.now = torch.cat([self.now, fresh], 1)
         return super().advance(plan, clock, slack)
 
+    def fold(self, rows: Sequence[int], exact: bool = True) -> None:
+        """As `Memory.fold`; a running average of keys is turned to where the fresh ones were made: keys are averaged at one place."""
+        slot, fresh = self.held.slot[0], self.held.segment[0] == self.step[0]
+        was, now = (self.held.position[:, slot & x] for x in (~fresh, fresh))
+        if self.mean and not torch.equal(was, now):
+            for i, (keys, values) in enumerate(self.mean):
+                by = between(*(self.lm.family.angles(self.lm.base, x, self.kinds[i]) for x in (was, now)))
+                self.mean[i] = turned(keys, by), values
+        super().fold(rows, exact)
+
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """As `Memory.update`; the keys that come back are turned copies."""
         keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)

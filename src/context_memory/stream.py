@@ -6,7 +6,7 @@ Kim et al., ICLR 2024, section 4.3 (their streaming setting); the sink and posit
     sink    the first tokens of the stream, for good
     memory  the comp keys and values of what has left the window, folded by the adapter's scheme: merged, or side by side up to
             `slots` entries, of which the oldest are dropped
-    window  the latest raw tokens, at most `window`
+    window  the latest raw tokens: at most `window`, or as many as the two above leave of a `cache` of one size
 
 When the window is full, its oldest `chunk` tokens are closed as a segment: the comp tokens run, right behind them, and see sink, memory
 and that chunk and nothing of the window behind it, as they did in training; then the chunk is freed and everything moves up. In
@@ -49,12 +49,15 @@ class Settings:
     spacing: str = "cache"
     """Where the memory stands: `cache`, entry behind entry; `text`, every chunk's comp tokens keep the distance that the chunk's text
     had, as in training."""
+    cache: int | None = None
+    """Entries of sink, memory and window together, before room is made. It takes the place of `window`: the window shrinks while the
+    memory fills (Kim et al.: 161, chunks of 64, 8 slots, a sink of 1)."""
 
     def __post_init__(self) -> None:
         for name, least in (("window", 2), ("chunk", 1), ("sink", 0)):
             if (value := getattr(self, name)) < least:
                 raise InputError(f"{name} must be at least {least}, got {value}.")
-        if self.chunk > self.window:
+        if self.cache is None and self.chunk > self.window:
             raise InputError(f"chunk is what leaves a full window at once: at most window={self.window}, got chunk={self.chunk}.")
         if self.spacing not in SPACINGS:
             raise InputError(f"spacing must be one of {', '.join(SPACINGS)}, got {self.spacing!r}.")
@@ -74,6 +77,10 @@ class Settings:
         if n and (slots < n or slots % n):
             raise InputError(f"slots must be a multiple of the {n} comp tokens of a chunk, got slots={slots}.")
         return min(step * n, slots)
+
+    def raw(self, scheme: Scheme | None, step: int) -> int:
+        """Raw tokens in the window when it is full, after `step` compressions. None: there is no memory."""
+        return self.window if self.cache is None else self.cache - self.sink - (self.memory(scheme, step) if scheme else 0)
 
 
 class Stream:
@@ -104,11 +111,25 @@ class Stream:
         self.lm.family.must_be_causal("a stream")
         if not n or scheme.max_steps is not None or not scheme.static or scheme.capacity(MANY) != (n if scheme.mixes else MANY * n):
             raise InputError(f"scheme '{scheme.name}' does not add one chunk after another to a memory; use concat or merge.")
-        self._fits(self.settings.memory(scheme, MANY) // n * self._stride + self.settings.window + n)
+        self._fits(self._room(self.settings.memory(scheme, MANY)) + n)
 
     def _fits(self, entries: int) -> None:
-        if (last := self.settings.sink + entries) > (limit := self.lm.max_positions):
+        """Whether the cache has room for a chunk, and the model for as many entries beside sink and raw tokens."""
+        s, raw = self.settings, self._window(MANY)
+        if raw < s.chunk:
+            raise InputError(f"cache={s.cache} leaves {raw} raw tokens beside sink and memory, fewer than chunk={s.chunk}; make it larger.")
+        if s.chunk <= (more := self._window(0) - self._window(1)):
+            raise InputError(f"compressing makes no room: chunk must be more than the {more} entries that remember it, got {s.chunk}.")
+        if (last := s.sink + raw + entries) > (limit := self.lm.max_positions):
             raise InputError(f"the cache reaches position {last} and the model was made for {limit}; make window, slots or sink smaller.")
+
+    def _window(self, step: int) -> int:
+        """Raw tokens in the window when it is full, after `step` compressions."""
+        return self.settings.raw(self.lm.scheme, step)
+
+    def _room(self, entries: int) -> int:
+        """Positions that so many entries of the memory take up."""
+        return entries if self.settings.spacing == "cache" else entries // max(self.lm.scheme.n_comp, 1) * self._stride
 
     @property
     def _stride(self) -> int:
@@ -133,11 +154,11 @@ class Stream:
         out: list[Tensor] = []
         s, at = self.settings, 0
         while at < len(ids):
-            if self.recent == s.window:
+            if self.recent == self._window(self.folds):
                 self._make_room()
                 self.recent -= s.chunk
                 self.folds += 1
-            room = s.sink - self.seen if self.seen < s.sink else s.window - self.recent
+            room = s.sink - self.seen if self.seen < s.sink else self._window(self.folds) - self.recent
             piece = ids[at : at + min(room, PIECE)]
             out.append(self._run(piece, pin=self.seen < s.sink))
             at += len(piece)
@@ -174,8 +195,6 @@ class Stream:
     def _make_room(self) -> None:
         """Close the oldest chunk: comp tokens behind it, then fold; of memories side by side the oldest go."""
         memory, scheme, step = self.memory, self.lm.scheme, self.memory.step[0]
-        if scheme.mixes and not step:  # room for the slots, so that all comp keys that are averaged are made at one position
-            self._settle(groups=1)
         raw, chunk = self._raw(), self.settings.chunk
         memory.held.segment[0, raw[chunk:]] = step + 1  # the next segment: no comp token of this one sees it, and the fold leaves it
         clock = int(memory.now[0, raw[chunk - 1]]) + 1
@@ -187,14 +206,14 @@ class Stream:
         memory.fold([0])
         self._settle()
 
-    def _settle(self, groups: int = 0) -> None:
-        """Positions anew: sink, memory (of at least as many chunks), window."""
+    def _settle(self) -> None:
+        """Positions anew: sink, memory, window."""
         memory, stride, n = self.memory, self._stride, max(self.lm.scheme.n_comp, 1)
         held, now = memory.held, torch.zeros_like(memory.held.position)
         sinks, kept, raw = held.pin[0].nonzero()[:, 0], (~held.raw)[0].nonzero()[:, 0], self._raw()
         held.segment[0, sinks] = -1  # before all text: a model's own sliding window leaves it
         first = len(sinks) + (0 if self.settings.spacing == "cache" else self.settings.chunk)
-        start = len(sinks) + max(groups, len(kept) // n) * stride
+        start = len(sinks) + self._room(len(kept))
         rank = torch.arange(len(kept), device=now.device)
         now[0, sinks] = torch.arange(len(sinks), device=now.device)
         now[0, kept] = first + rank // n * stride + rank % n
@@ -213,7 +232,10 @@ class SlidingWindow(Stream):
     def _check(self) -> None:
         if self.lm.scheme.hides:
             raise InputError(f"a window without a memory runs the plain model; load it with scheme=full, got '{self.lm.scheme.name}'.")
-        self._fits(self.settings.window + self._more(MANY))
+        self._fits(self._more(MANY))
+
+    def _window(self, step: int) -> int:
+        return self.settings.raw(self.beside, step)
 
     def _more(self, step: int) -> int:
         """Raw tokens beyond the window that take the room of memory and comp tokens."""
@@ -223,7 +245,7 @@ class SlidingWindow(Stream):
 
     def _make_room(self) -> None:
         raw, memory, s = self._raw(), self.memory, self.settings
-        stays = s.window - s.chunk + self._more(self.folds + 1)
+        stays = self._window(self.folds) - s.chunk + self._more(self.folds + 1)
         keep = memory.held.pin.clone()
         keep[0, raw[max(0, len(raw) - stays) :]] = True
         memory.free(torch.tensor([0], device=keep.device), keep)

@@ -156,7 +156,7 @@ def _settings(stream: Stream, ids: Sequence[int], every: int) -> dict[str, Any]:
         "task": lm.task[1] if lm.task else None,
         "adapter": dict(lm.card.files) if lm.card and lm.peft is not None else None,
         "scheme": f"{lm.scheme!r} positions={lm.positions}",
-        "stream": asdict(stream.settings),
+        "stream": {k: v for k, v in asdict(stream.settings).items() if (k, v) != ("cache", None)},  # unsaid, it changes nothing
         "beside": repr(beside) if beside else None,
         "ids": hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest(),
         "tokens": len(ids),

@@ -18,6 +18,9 @@ def stream(
     ] = None,
     sink: Annotated[int, typer.Option(help="First tokens of the text that stay for good.")] = 4,
     spacing: Annotated[str, typer.Option(help="cache: entry behind entry. text: as far apart as the text was, as in training.")] = "cache",
+    cache: Annotated[
+        int | None, typer.Option(help="Entries of sink, memory and window together: takes the place of --window, which is what they leave.")
+    ] = None,
     errors: Annotated[str, typer.Option(help="Bytes that are not UTF-8, and NUL: strict, replace or ignore.")] = "strict",
     tokens: Annotated[int | None, typer.Option(help="Read this much of every text.")] = None,
     full_tokens: Annotated[int, typer.Option("--full-tokens", help="How much of every text the row full reads; 0: no such row.")] = 4096,
@@ -38,7 +41,7 @@ def stream(
     files = [Path(a) for a in arguments if not is_override(a)]
     if not files:
         raise UserError("no text to read; give a file, as in: ccm stream book.txt --adapter FOLDER.")
-    settings, options = Settings(window, chunk, slots, sink, spacing), streaming.Options(tokens, full_tokens, every)
+    settings, options = Settings(window, chunk, slots, sink, spacing, cache), streaming.Options(tokens, full_tokens, every)
     texts = {file.stem: text_of(file, errors) for file in files}
     if len(texts) < len(files):
         raise UserError(f"two files have one name: {', '.join(sorted(f.stem for f in files))}; rename one.")

@@ -214,7 +214,7 @@ def test_cuts_lose_nothing() -> None:
             "b.jsonl, line 3: needs texts 'question' and 'answer'",
         ),
         ("c.jsonl", '{"question": "a", "answer": "one"}', "c.jsonl, line 1: no final number"),
-        ("d.jsonl", "[1, 2]", "d.jsonl, line 1: needs texts"),
+        ("d.jsonl", "[1, 2]", "d.jsonl, line 1: needs an object"),
         ("e.json", '[{"question": "a",\n "answer": }]', "e.json, line 2: not JSON"),
     ],
 )

@@ -214,7 +214,7 @@ def test_cuts_lose_nothing() -> None:
             "b.jsonl, line 3: there is no 'answer', only question",
         ),
         ("c.jsonl", '{"question": "a", "answer": "one"}', "c.jsonl, line 1: no final number"),
-        ("d.jsonl", "[1, 2]", "d.jsonl, line 1: needs a row with 'question' and 'answer', got list"),
+        ("d.jsonl", "[1, 2]", "d.jsonl, line 1: needs an object"),
         ("f.jsonl", '{"question": "a", "answer": " "}', "line 1: 'answer' is empty"),
         ("g.jsonl", '{"question": "a", "answer": 72}', "line 1: 'answer' must be a text, got int 72"),
         ("h.jsonl", '{"question": "a", "answer": "2", "original_reasoning": 5}', "'original_reasoning' must be a text, got int 5"),

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import toys
 from context_memory.errors import UserError
+from context_memory.loading import load
 from context_memory.testing import tiny_lm, tiny_lms
 
 SEGMENTS = ([5, 9, 3], [7, 1], [2, 2, 8, 4])
@@ -55,3 +57,16 @@ def test_what_is_not_ours_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"PK\x03\x04" + whole[4:])
     with pytest.raises(UserError, match="damaged or not a memory file"):
         lm.open(path)
+
+
+def test_a_memory_of_another_adapter_is_refused(tmp_path: Path) -> None:
+    """Of one model and task adapter, one scheme and shape: only the numbers of the adapter differ."""
+    model = toys.folder(tmp_path / "model")
+    one, other = (load(str(model), toys.adapters(tmp_path / f"{seed}", model, seed=seed)[1], dtype="float32") for seed in (1, 2))
+    assert one.task is not None and other.task is not None and one.task[1] == other.task[1] and repr(one.scheme) == repr(other.scheme)
+    memory = one.memory()
+    memory.write(SEGMENTS[0])
+    memory.save(tmp_path / "a.ccm")
+    assert one.open(tmp_path / "a.ccm").tokens == memory.tokens  # control
+    with pytest.raises(UserError, match="was written with adapter"):
+        other.open(tmp_path / "a.ccm")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from context_memory import plugins, reading
 from context_memory.data.icl import Icl
 from context_memory.depths import at_depths, depth_of
 from context_memory.encode import Encoder
-from context_memory.errors import UserError
+from context_memory.errors import InputError, UserError
 from context_memory.evaluate import Settings, evaluate
 from context_memory.metrics import Prediction, summarise, versus
 from context_memory.model import CompressedLM
+from context_memory.output import Settings as Decode
 from context_memory.plan import IGNORE, layout
 from context_memory.plots import plots
-from context_memory.records import Record
+from context_memory.records import METRICS, Record, gather
 from context_memory.report import by_depth, join
 from context_memory.text import Example
 
@@ -108,6 +110,50 @@ def test_chosen_answers_are_evaluated(words, tmp_path: Path) -> None:  # type: i
     assert found.n == 6 and found.nll and found.memory_kv and found.tokens == 0 and found.peak_reasoning_kv is None
     assert found.memory_kv.mean == pytest.approx((3 + 7) / 2)
     assert found.scores == again.scores and found.nll.mean == pytest.approx(again.nll.mean, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"context": DEMOS[:2], "learn": (12, 6)}, {"options": ("good", "bad", "so so", "?")}, {"learn": ()}, {"turns": True}, {"meta": {}}],
+    ids=str,
+)
+def test_answers_to_another_example_are_not_reused(changed: dict, words, tmp_path: Path) -> None:  # type: ignore[no-untyped-def, type-arg]
+    lm, encoder = lm_of("full", words)
+    settings = Settings(likelihood=False)
+    evaluate(lm, encoder, Icl(), ITEMS, settings, tmp_path)
+    evaluate(lm, encoder, Icl(), ITEMS, settings, tmp_path)  # control: the same items are
+    with pytest.raises(UserError, match="item '0', which has another context or other options now"):
+        evaluate(lm, encoder, Icl(), [replace(i, **changed) for i in ITEMS], settings, tmp_path)
+
+
+def test_lines_that_do_not_say_what_was_asked(words, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """An earlier version wrote prompt and target alone: that is the whole of an item without context and options."""
+    lm, encoder = lm_of("full", words)
+    settings = Settings(likelihood=False, decode=Decode(max_new_tokens=3))
+    plain = [replace(i, context=(), learn=(), options=()) for i in ITEMS]
+    for folder, items in (("plain", plain), ("context", ITEMS)):
+        evaluate(lm, encoder, Icl(), items, settings, tmp_path / folder)
+        file = tmp_path / folder / "predictions.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "asked"}) + "\n" for line in lines))
+    evaluate(lm, encoder, Icl(), plain, settings, tmp_path / "plain")
+    with pytest.raises(UserError, match="item '0', which does not say after which context"):
+        evaluate(lm, encoder, Icl(), ITEMS, settings, tmp_path / "context")
+
+
+def test_rows_after_two_contexts_are_two_rows(words, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    lm, encoder = lm_of("full", words)
+    for folder, items in (("a", ITEMS), ("b", [replace(i, context=DEMOS[:1], learn=(12,)) for i in ITEMS]), ("c", ITEMS)):
+        evaluate(lm, encoder, Icl(), items, Settings(likelihood=False), tmp_path / folder)
+    assert len(gather([tmp_path])) == 2 and len(list(tmp_path.rglob(METRICS))) == 3  # "c" is "a" once more
+
+
+def test_options_that_cannot_be_chosen_among(words, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    lm, encoder = lm_of("full", words)
+    with pytest.raises(InputError, match="option '' of example '0' has no tokens"):
+        reading.read(lm, encoder, [replace(ITEMS[0], options=("good", ""))], 2)
+    with pytest.raises(UserError, match=r"item '0': the target 'good' must be one of its options, \['bad', 'so so'\]"):
+        evaluate(lm, encoder, Icl(), [replace(ITEMS[0], options=("bad", "so so"))], Settings(), tmp_path)
 
 
 def test_depths_ask_the_same_of_less() -> None:

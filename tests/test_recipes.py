@@ -1,22 +1,27 @@
-"""Every recipe parses, and trains two steps of a toy model on a handful of examples of its own kind of data."""
+"""Every recipe parses, and trains two steps of a toy model on a handful of examples of its own kind of data; one that goes on from an
+adapter goes on from a toy of what that adapter is."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 import toys
-from context_memory import compose
+from context_memory import adapter, compose, loading
+from context_memory.config import Config
 from context_memory.data.gsm8k import Gsm8k
 from context_memory.data.icl import Icl
+from context_memory.errors import UserError
 from context_memory.train import train
 
-RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 SMALL = ["model.dtype=float32", "model.lora_r=2", "training.max_steps=2", "training.tokens_per_batch=1500", "training.max_tokens=4000",
-         "training.eval_steps=2", "training.eval_samples=2", "training.save_steps=2", "training.wandb=false",
-         "model.adapter=null"]  # fmt: skip
+         "training.eval_steps=2", "training.eval_samples=2", "training.save_steps=2", "training.wandb=false"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +57,39 @@ def test_a_recipe_trains(recipe: Path, toy: Path, data: Path, tmp_path: Path, mo
     monkeypatch.setenv("CCM_DATA", str(data))
     config = compose.load([f"model={toy}", *SMALL, f"output={tmp_path}", *_small(recipe)], recipe)
     assert config.run_id and config.scheme["name"]
+    if config.model.adapter:
+        config = replace(config, model=replace(config.model, adapter=str(_toy_of(config.model.adapter, config, tmp_path / "earlier"))))
     result = train(config)
     assert result.steps == 2 and (tmp_path / config.data["name"] / config.run_id / "adapter" / "ccm.json").is_file()
+
+
+@cache
+def _every() -> list[Config]:
+    return [compose.load([], recipe) for recipe in RECIPES]
+
+
+def _written_by(adapter: str) -> list[Config]:
+    """The configurations of the recipes that write this adapter."""
+    return [c for c in _every() if f"{c.output}/{c.data['name']}/{c.run_id}/adapter" == adapter]
+
+
+def _toy_of(name: str, config: Config, place: Path) -> Path:
+    """A fresh toy adapter of the scheme that the adapter `name` has: shipped, or what a recipe writes."""
+    (was,) = _written_by(name) if not name.startswith("adapters/") else [Config.from_dict(adapter.read_card(ROOT / name).config)]
+    toy = replace(was, model=replace(was.model, name=config.model.name, adapter=None, dtype="float32", lora_r=config.model.lora_r))
+    lm = loading.build(toy)
+    adapter.save(lm, place, loading.card_of(lm, toy, place))
+    return place
+
+
+def test_a_recipe_that_does_not_fit_its_adapter_is_noticed(toy: Path, tmp_path: Path) -> None:
+    """The control of what is above: another number of comp tokens than the adapter's."""
+    recipe = ROOT / "recipes" / "books_concat.yaml"
+    config = compose.load([f"model={toy}", *SMALL, "scheme.n_comp=3"], recipe)
+    assert config.model.adapter and _written_by(config.model.adapter) and not _written_by("result/books/nobody/adapter")
+    place = _toy_of(config.model.adapter, config, tmp_path / "earlier")
+    with pytest.raises(UserError, match="2 comp token"):
+        loading.build(replace(config, model=replace(config.model, adapter=str(place))))
 
 
 def _small(recipe: Path) -> list[str]:

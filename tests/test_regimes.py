@@ -48,15 +48,15 @@ def test_bad_conversations_are_named(talk: Path) -> None:
     for rows, message in (
         ([{"dialog": ["Hello!"]}], r"line 1: a dialogue of 1 turn\(s\) has nothing to answer"),
         ([{"dialog": ["Hi.", " "]}], r"a dialogue of 1 turn"),
-        ([{"dialog": "Hi."}], r"needs a list of texts 'dialog', got str"),
-        ([["Hi.", "Ho."]], r"needs a list of texts"),
+        ([{"dialog": "Hi."}], r"needs a list 'dialog', got 'Hi.' \(str\)"),
+        ([["Hi.", "Ho."]], r"line 1: needs an object .*, got \['Hi.', 'Ho.'\] \(list\)"),
     ):
         file = jsonl(talk / f"{len(message)}.jsonl", rows)
         with pytest.raises(ValueError, match=message):
             Dialogue(str(file)).examples("test")
     with pytest.raises(ValueError, match=r"data.corpus= names folders .*: talk"):
         Dialogue(str(talk), "walk").examples("test")
-    with pytest.raises(ValueError, match=r"no conversation .* 51 turns; lower data.turns"):
+    with pytest.raises(ValueError, match=r"no conversation .* 51 turns, the longest has 40; lower data.turns"):
         Dialogue(str(talk), "talk", turns=50).examples("test")
     with pytest.raises(ValueError, match="at least 2"):
         Dialogue(turns=1)
@@ -108,7 +108,7 @@ def test_metaicl_files_and_bad_rows(tmp_path: Path) -> None:
     assert [len(data.examples(s)) for s in ("train", "validation", "test")] == [3, 4, 4]
     for row, message in (
         ({"input": "x", "output": "c", "options": ["a", "b"]}, "must be one of the options"),
-        ({"input": "x", "output": "a", "options": ["a", " "]}, "must be one of the options"),
+        ({"input": "x", "output": "a", "options": ["a", " "]}, "line 1: option 2 is empty"),
         ({"input": " ", "output": "a"}, "needs a text 'input'"),
         ({"output": "a"}, "have: output"),
     ):

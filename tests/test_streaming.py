@@ -105,7 +105,7 @@ def test_bad_input_ends_in_one_message(ccm, toy: Path, adapter: Path) -> None:  
         ("empty.txt",): "'empty.txt' is empty",
         ("short.txt",): "text 'short' has 1 token(s)",
         ("nul.txt",): "'nul.txt' has a NUL byte at offset 8 (line 2)",
-        ("latin.txt",): "byte 0xe9, which is not UTF-8 at offset 3 (line 1)",
+        ("latin.txt",): "byte 0xe9, which is not UTF-8 at offset 3 (line 1); is it a text? Convert it to UTF-8, or say --errors replace.",
         ("one.txt", "--errors", "guess"): "errors must be one of strict, replace, ignore, got 'guess'",
         ("one.txt", "--window", 4): "at most window=4, got chunk=64",
         ("one.txt", "--every", 1): "every must be at least 2",
@@ -114,6 +114,7 @@ def test_bad_input_ends_in_one_message(ccm, toy: Path, adapter: Path) -> None:  
         ("one.txt", "--window", 9000): "the cache reaches position 9004",
         ("one.txt", "--adapter", adapter, "--slots", 3): "slots must be a multiple of the 2 comp tokens",
         ("one.txt", "--adapter", adapter, "--cache", 70): "cache=70 leaves 58 raw tokens beside sink and memory, fewer than chunk=64",
+        ("one.txt", "--slots", 8): "slots=8 are of a memory, and no row here has one; give --adapter FOLDER, or leave --slots out",
         ("one.txt", "scheme=concat"): "'concat' needs a compression adapter",
         ("one.txt", "scheme=window"): "scheme 'window' has no comp tokens",
     }

@@ -47,17 +47,17 @@ def folder(at: Path, seed: int = 0) -> Path:
     return at
 
 
-def adapters(at: Path, model: Path, scheme: str = "concat", data: str = "tally", **settings: object) -> tuple[Path, Path]:
-    """A task adapter of random numbers and a compression adapter on top of it: the folders of both."""
+def adapters(at: Path, model: Path, scheme: str = "concat", data: str = "tally", seed: int = 1, **settings: object) -> tuple[Path, Path]:
+    """A task adapter of random numbers and a compression adapter on top of it, which has another `seed`: the folders of both."""
     from context_memory import adapter, compose, loading
 
     places = at / "task", at / scheme
     small = [f"model={model}", "model.dtype=float32", "model.lora_r=2"]
     common = [*small, f"data={data}", *(f"{k}={v}" for k, v in settings.items())]
-    for place, extra in zip(places, (["scheme=full"], [f"scheme={scheme}", f"model.adapter={places[0]}"])):
+    for place, draw, extra in zip(places, (1, seed), (["scheme=full"], [f"scheme={scheme}", f"model.adapter={places[0]}"])):
         config = compose.load([*common, *extra])
         lm = loading.build(config)
-        torch.manual_seed(1)
+        torch.manual_seed(draw)
         with torch.no_grad():
             for name, p in lm.named_parameters():
                 if "lora_B" in name:

@@ -24,6 +24,9 @@ class Item:
     """An example, laid out: its prompt, its whole text in one pass, and what a memory of it would weigh."""
 
     def __init__(self, example: Example, encoder: Encoder, lm: CompressedLM, exact: bool) -> None:
+        if example.options and example.target not in example.options:
+            have = list(example.options)
+            raise UserError(f"item '{example.id}': the target {example.target!r} must be one of its options, {have}; add it, or have none.")
         self.example = example
         self.prompt = encoder.prompt(example)
         self.known = exact or not encoder.readers
@@ -38,8 +41,9 @@ class Item:
         self.target_tokens = sum(len(s.ids) for s in said) - given
         self.target_peak = peak_if_said(layout(said, lm.scheme, lm.positions), lm.scheme, given) if self.known else None
         self.line = Prediction(
-            example.id, example.prompt, example.target, target_peak=self.target_peak, target_tokens=self.target_tokens
-        )
+            example.id, example.prompt, example.target, target_peak=self.target_peak, target_tokens=self.target_tokens,
+            asked=example.digest,
+        )  # fmt: skip
         self.has_boundary = not self.known or any(s.compress and s.target for s in segments)
         self.length = self.plan.shape[1]
         self.kind = (not example.options, not example.context)

@@ -57,6 +57,8 @@ class Prediction:
     """Raw tokens of the context."""
     recall: Sequence[tuple[str, bool, float]] = ()
     """Numbers of the answer: which, whether the memory gives it back, and with what probability (`recall.py`)."""
+    asked: str = ""
+    """`Example.digest`: which example this answers, context and options included; empty in a line of an earlier version."""
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from context_memory.encode import Encoder
+from context_memory.errors import InputError
 from context_memory.footprint import as_fed
 from context_memory.loss import cross_entropy
 from context_memory.memory import Memory
@@ -49,6 +50,9 @@ def read(lm: CompressedLM, encoder: Encoder, examples: Sequence[Example], batch_
 
     Args:
         batch_size: texts that are read at once.
+
+    Raises:
+        InputError: a text to read has no tokens.
     """
     contexts = list(dict.fromkeys((e.context, e.running) for e in examples))
     home = {context: row for row, context in enumerate(contexts)}
@@ -60,7 +64,10 @@ def read(lm: CompressedLM, encoder: Encoder, examples: Sequence[Example], batch_
         part = said[start : start + batch_size]
         rows = [home[e.context, e.running] for _, e in part]
         found = _likelihoods(lm, encoder, memory.pick(rows), last[rows], [e for _, e in part])
-        for (i, _), one in zip(part, found):
+        for (i, e), one in zip(part, found):
+            if not one[1]:
+                what = "option" if e.options else "answer"
+                raise InputError(f"{what} {e.target!r} of example '{e.id}' has no tokens; write some text, or leave it out.")
             sums[i].append(one)
     share = memory.nbytes() // memory.rows
     out = []

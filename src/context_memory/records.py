@@ -87,8 +87,8 @@ class Store:
         lines = {p.id: p for name in (LINES, PARTIAL) for p in read_lines(self.folder / name)}
         for p in lines.values():
             e = wanted.get(p.id)
-            if e is None or (e.prompt, e.target) != (p.prompt, p.target):
-                what = "is not asked for now" if e is None else "has another text now"
+            if e is None or not _answers(p, e):
+                what = "is not asked for now" if e is None else _changed(p, e)
                 raise UserError(
                     f"'{self.folder}' holds item '{p.id}', which {what} (other data settings, or fewer samples); "
                     "choose another run_id, or say --fresh to forget what is there."
@@ -182,7 +182,7 @@ def gather(folders: Sequence[Path]) -> list[Record]:
             what = "holds no finished evaluation" if folder.is_dir() else "is not there"
             raise UserError(f"'{folder}' {what}; give a folder that ccm evaluate wrote, as result/tally/my_run.")
         for row in map(read, rows):
-            if not any(row.settings == r.settings and [p.key for p in row.lines] == [p.key for p in r.lines] for r in out):
+            if not any(row.settings == r.settings and _asked(row) == _asked(r) for r in out):
                 out.append(row)
     names = Counter(r.name for r in out)
     out = [replace(r, name=f"{run_name(r.folder.parent)}: {r.name}") if names[r.name] > 1 else r for r in out]
@@ -219,6 +219,23 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip() or None
+
+
+def _asked(row: Record) -> list[tuple[str, ...]]:
+    return [(*p.key, p.asked) for p in row.lines]
+
+
+def _answers(p: Prediction, e: Example) -> bool:
+    """Whether the line answers the example as it is. Lines of earlier versions say only prompt and target."""
+    if p.asked:
+        return p.asked == e.digest
+    return (p.prompt, p.target) == (e.prompt, e.target) and not (e.context or e.options or e.cuts)
+
+
+def _changed(p: Prediction, e: Example) -> str:
+    if (p.prompt, p.target) != (e.prompt, e.target):
+        return "has another text now"
+    return "has another context or other options now" if p.asked else "does not say after which context and options it was asked"
 
 
 def _line(p: Prediction) -> str:

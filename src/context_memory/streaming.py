@@ -94,6 +94,8 @@ def run(
     scheme: Scheme = config.make("scheme")
     if (compresses := scheme.hides) and not scheme.n_comp:
         raise UserError(f"scheme '{scheme.name}' has no comp tokens; a stream needs concat or merge (its window alone is a row anyway).")
+    if settings.slots is not None and not compresses:
+        raise UserError(f"slots={settings.slots} are of a memory, and no row here has one; give --adapter FOLDER, or leave --slots out.")
     plain = replace(config, scheme={"name": FULL, "n_comp": 0}, pins={})
     for names, c in (((scheme.name,), config), ((WINDOW, FULL), plain)) if compresses else (((WINDOW, FULL), plain),):
         lm = rows.load_row(c)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -31,6 +33,11 @@ class Example:
     meta: Mapping[str, Any] = field(default_factory=dict)
     turns: bool = False
     """Context, prompt and target are the turns of one conversation: user and assistant alternate, and the target is the assistant's."""
+
+    @property
+    def digest(self) -> str:
+        """A hash of all that an answer and its scores depend on."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

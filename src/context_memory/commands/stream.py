@@ -14,7 +14,7 @@ def stream(
     window: Annotated[int, typer.Option(help="The latest raw tokens that are held.")] = 160,
     chunk: Annotated[int, typer.Option(help="Tokens that are compressed at once when the window is full, the oldest ones.")] = 64,
     slots: Annotated[
-        int | None, typer.Option(help="Most entries of the memory (concat); the oldest are dropped. Default: four chunks' comp tokens.")
+        int | None, typer.Option(help="Most entries of an adapter's memory (concat); the oldest go. Default: four chunks' comp tokens.")
     ] = None,
     sink: Annotated[int, typer.Option(help="First tokens of the text that stay for good.")] = 4,
     spacing: Annotated[str, typer.Option(help="cache: entry behind entry. text: as far apart as the text was, as in training.")] = "cache",
@@ -42,7 +42,7 @@ def stream(
     if not files:
         raise UserError("no text to read; give a file, as in: ccm stream book.txt --adapter FOLDER.")
     settings, options = Settings(window, chunk, slots, sink, spacing, cache), streaming.Options(tokens, full_tokens, every)
-    texts = {file.stem: text_of(file, errors) for file in files}
+    texts = {file.stem: text_of(file, errors, ", or say --errors replace") for file in files}
     if len(texts) < len(files):
         raise UserError(f"two files have one name: {', '.join(sorted(f.stem for f in files))}; rename one.")
     chosen = adapter or any(o.startswith(("model.adapter=", "scheme=")) for o in given)

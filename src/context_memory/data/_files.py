@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,32 +19,59 @@ def rows_of(path: Path) -> list[Row]:
     """The rows of a .jsonl (one object a line) or .json (a list of objects) file.
 
     Raises:
-        ValueError: something in it is no row; the message names file and line.
+        ValueError: it has no rows, or something in it is none; the message names file and line.
     """
-    text = path.read_text(encoding="utf-8")
-    try:
-        if path.suffix == ".json":
-            return [(f"{path}, row {i}", row) for i, row in enumerate(json.loads(text), 1)]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}); mend the file, or name it .jsonl.") from error
     rows: list[Row] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        try:
-            rows += [(f"{path}, line {number}", json.loads(line))] if line.strip() else []
-        except json.JSONDecodeError as error:
-            got = f"{line[:40]}..." if len(line) > 40 else line
-            raise ValueError(f"{path}, line {number}: not JSON ({error.msg}), got {got!r}; mend or delete the line.") from error
+    if path.suffix == ".json":
+        if not isinstance(found := json_of(path, ", or name it .jsonl"), list):
+            raise ValueError(f"{path}: needs a list of rows, got {shown(found)}; put them into [...], or name the file .jsonl.")
+        rows = [(f"{path}, row {i}", row) for i, row in enumerate(found, 1)]
+    else:
+        for number, line in enumerate(decoded(path).split("\n"), 1):
+            try:
+                rows += [(f"{path}, line {number}", json.loads(line))] if line.strip() else []
+            except json.JSONDecodeError as error:
+                got = f"{line[:40]}..." if len(line) > 40 else line
+                raise ValueError(f"{path}, line {number}: not JSON ({error.msg}), got {got!r}; mend or delete the line.") from error
+    for row in rows:
+        fields_of(row)
+    if not rows:
+        raise ValueError(f"{path} has no rows: there is nothing to read; is it the right file?")
     return rows
+
+
+def json_of(path: Path, advice: str = "") -> Any:
+    """What a JSON file says.
+
+    Raises:
+        ValueError: it cannot be read, or is no JSON; the message names file and line.
+    """
+    text = decoded(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}); is it cut off? Mend the file{advice}.") from error
 
 
 ERRORS = ("strict", "replace", "ignore")
 
 
-def text_of(file: Path, errors: str = "strict") -> str:
+def text_of(file: Path, errors: str = "strict", advice: str = "") -> str:
+    """`decoded`, with something in it."""
+    text = decoded(file, errors, advice)
+    if not text.strip():
+        raise InputError(f"'{file}' is empty: there is nothing to read; give a file with text in it.")
+    return text
+
+
+def decoded(file: Path, errors: str = "strict", advice: str = "") -> str:
     """The text of a file, which must be UTF-8 without NUL; `replace` puts a replacement character for every bad byte, `ignore` drops it.
 
+    Args:
+        advice: what else can be done about bad bytes, for the message.
+
     Raises:
-        ValueError: no such file, nothing in it, or bytes that are no text: says where.
+        ValueError: no such file, or bytes that are no text: says where.
     """
     if errors not in ERRORS:
         raise InputError(f"errors must be one of {', '.join(ERRORS)}, got '{errors}'.")
@@ -60,13 +88,8 @@ def text_of(file: Path, errors: str = "strict") -> str:
                 at, what = e.start, f"byte 0x{data[e.start]:02x}, which is not UTF-8"
         if at >= 0:
             line = data.count(10, 0, at) + 1
-            raise InputError(
-                f"'{file}' has {what} at offset {at} (line {line}); is it a text? Convert it to UTF-8 (ccm stream: or --errors replace)."
-            )
-    text = data.decode("utf-8-sig", errors).replace("\0", "\N{REPLACEMENT CHARACTER}" if errors == "replace" else "")
-    if not text.strip():
-        raise InputError(f"'{file}' is empty: there is nothing to read; give a file with text in it.")
-    return text
+            raise InputError(f"'{file}' has {what} at offset {at} (line {line}); is it a text? Convert it to UTF-8{advice}.")
+    return data.decode("utf-8-sig", errors).replace("\0", "\N{REPLACEMENT CHARACTER}" if errors == "replace" else "")
 
 
 def home(path: str, name: str) -> Path:
@@ -90,15 +113,14 @@ def must(split: str, splits: tuple[str, ...], name: str) -> None:
         raise ValueError(f"{name} has the splits {', '.join(splits)}; got '{split}'.")
 
 
-def texts(row: Row, *names: str) -> list[str]:
-    """Fields that must be texts with something in them.
-
-    Raises:
-        ValueError: one is missing, no text, or empty.
-    """
+def fields_of(row: Row) -> Mapping[str, Any]:
+    """Raises ValueError for a row that is no object."""
     where, fields = row
-    got = fields if isinstance(fields, Mapping) else {}
-    for name in names:
-        if not isinstance(got.get(name), str) or not got[name].strip():
-            raise ValueError(f"{where}: needs a text '{name}', got {got.get(name)!r}; have: {', '.join(got) or 'no fields'}.")
-    return [got[name] for name in names]
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"{where}: needs an object {{...}}, got {shown(fields)}; mend it or leave it out.")
+    return fields
+
+
+def shown(value: object) -> str:
+    """A value for a message, shortened, and its type."""
+    return "nothing" if value is None else f"{reprlib.repr(value)} ({type(value).__name__})"

@@ -6,13 +6,12 @@ output}]} in a folder a task (`LaMP_2/`, or the folder itself). The profile's fi
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from context_memory.data._files import Row, texts
+from context_memory.data._fields import listed, options_of, spoken, texts
+from context_memory.data._files import Row, fields_of, json_of, rows_of
 
 
 @dataclass(frozen=True)
@@ -55,40 +54,47 @@ def plain(row: Row) -> User:
     """A row of our own form.
 
     Raises:
-        ValueError: a field is missing.
+        ValueError: a field is missing, or not what it should be.
     """
-    where, fields = row
     prompt, target = texts(row, "input", "output")
-    entries = fields.get("profile")
-    if not isinstance(entries, list) or not all(isinstance(e, dict) and e.get("text") for e in entries):
-        raise ValueError(f"{where}: needs a list 'profile' of {{text, rating}}, got {type(entries).__name__}.")
-    profile = tuple(Entry(str(e["text"]), str(e.get("rating", ""))) for e in entries)
-    return User(where, profile, prompt, target, tuple(map(str, fields.get("options") or ())))
+    profile = []
+    for i, fields in enumerate(listed(row, "profile"), 1):
+        entry = (f"{row[0]}, profile entry {i}", fields)
+        (text,) = spoken(entry, "text")
+        profile.append(Entry(text, *(spoken(entry, "rating") if fields.get("rating") not in (None, "") else ())))
+    return User(row[0], tuple(profile), prompt, target, options_of(row, target))
 
 
 def lamp(folder: Path, task: int, split: str) -> tuple[User, ...]:
     """The users of a split.
 
     Raises:
-        ValueError: a file is not there, or a question has no answer.
+        ValueError: a file is not there or damaged, or a question has no answer.
     """
     place = next((p for p in (folder / f"LaMP_{task}", folder / f"LaMP-{task}") if p.is_dir()), folder)
     name = {"train": "train", "validation": "train", "test": "dev"}[split]
     files = [place / f"{name}_{part}.json" for part in ("questions", "outputs")]
     if lacking := [f for f in files if not f.is_file()]:
         raise ValueError(f"no file '{lacking[0]}'; LaMP's own files go there, {name}_questions.json and {name}_outputs.json.")
-    questions, outputs = (json.loads(f.read_text(encoding="utf-8")) for f in files)
-    gold = {str(g["id"]): str(g["output"]) for g in outputs["golds"]}
-    fields, label = FIELDS[task]
+    golds = enumerate(listed((str(files[1]), json_of(files[1])), "golds"), 1)
+    gold = dict(spoken((f"{files[1]}, answer {i}", g), "id", "output") for i, g in golds)
     out: list[User] = []
-    for i, q in enumerate(questions):
-        if str(q["id"]) not in gold:
-            raise ValueError(f"{files[0]}, question {q['id']}: no answer in {files[1].name}.")
-        profile = tuple(_entry(e, fields, label) for e in q["profile"])
+    for i, (row, q) in enumerate(rows_of(files[0])):
+        (name,) = spoken((row, q), "id")
+        where = f"{files[0]}, question {name}"
+        if name not in gold:
+            raise ValueError(f"{where}: no answer in {files[1].name}; are the two files of one task and split?")
+        profile = tuple(_entry((f"{where}, profile entry {j}", e), *FIELDS[task]) for j, e in enumerate(listed((where, q), "profile"), 1))
+        options = options_of((where, {"options": list(LABELS.get(task, ()))}), gold[name])
         if split == "test" or (i % 20 == 0) == (split == "validation"):  # a twentieth of train is validation
-            out.append(User(f"{files[0]}, question {q['id']}", profile, str(q["input"]), gold[str(q["id"])], LABELS.get(task, ())))
+            (question,) = spoken((where, q), "input")
+            out.append(User(where, profile, question, gold[name], options))
     return tuple(out)
 
 
-def _entry(row: Mapping[str, Any], fields: Sequence[str], label: str) -> Entry:
-    return Entry(" ".join(" ".join(str(row.get(f, "")).split()) for f in fields), str(row[label]) if label else "")
+def _entry(row: Row, names: Sequence[str], label: str) -> Entry:
+    fields = fields_of(row)
+    text = " ".join(" ".join(str(fields.get(name) or "").split()) for name in names)
+    if not text.strip():
+        raise ValueError(f"{row[0]}: nothing in {' and '.join(map(repr, names))}; have: {', '.join(fields)}. Leave the entry out.")
+    return Entry(text, *(spoken(row, label) if label else ()))

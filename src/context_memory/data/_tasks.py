@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from context_memory.data._files import Row, home, rows_of, texts
+from context_memory.data._fields import all_texts, listed, options_of, texts
+from context_memory.data._files import Row, home, json_of, rows_of
 
 Item = tuple[str, str, tuple[str, ...]]
 """Input, output, options."""
@@ -18,10 +18,7 @@ Pools = Mapping[str, tuple[tuple[Item, ...], tuple[Item, ...]]]
 def item(row: Row) -> Item:
     """Raises ValueError for a row without texts, or whose output is not among its options."""
     said_in, said_out = texts(row, "input", "output")
-    options = tuple(row[1].get("options") or ())
-    if options and (said_out not in options or not all(isinstance(o, str) and o.strip() for o in options)):
-        raise ValueError(f"{row[0]}: output {said_out!r} must be one of the options {list(options)}, which are texts.")
-    return " ".join(said_in.split()), said_out, options
+    return " ".join(said_in.split()), said_out, options_of(row, said_out)
 
 
 @lru_cache(maxsize=4)
@@ -31,14 +28,14 @@ def pools(path: str, config: str) -> tuple[Pools, Pools]:
     out: list[Pools] = []
     for name in ("train", "test"):
         if config:
-            tasks = json.loads(Path(config).expanduser().read_text(encoding="utf-8"))[name]
+            tasks = all_texts(config, f"'{name}' task", listed((config, json_of(Path(config).expanduser())), name))
             found = {t: tuple(tuple(map(item, _metaicl(place / t, part))) for part in ("train", "test")) for t in tasks}
         else:
             files = sorted((place / name).glob("*.jsonl"))
             if not files:
                 raise ValueError(f"no .jsonl files in '{place / name}'; for MetaICL's own folders say data.config=FILE.json.")
-            rows = {f.stem: rows_of(f) for f in files}
-            found = {t: tuple(tuple(item(r) for r in rs if r[1].get("split") == s) for s in ("train", "test")) for t, rs in rows.items()}
+            rows = {f.stem: [(r[1].get("split"), item(r)) for r in rows_of(f)] for f in files}
+            found = {t: tuple(tuple(i for mine, i in items if mine == s) for s in ("train", "test")) for t, items in rows.items()}
         out.append(found)  # type: ignore[arg-type]
     return out[0], out[1]
 
@@ -54,5 +51,14 @@ def _metaicl(folder: Path, part: str) -> list[Row]:
 def permissive(path: str) -> frozenset[str] | None:
     """The tasks whose licence allows redistribution and commercial use; None where nothing says so."""
     note = home(path, "icl") / "tasks.json"
-    rows = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
-    return frozenset(r["task"] for r in rows if r["permissive"]) if rows is not None else None
+    return frozenset(texts(r, "task")[0] for r in rows_of(note) if r[1].get("permissive")) if note.is_file() else None
+
+
+def must_have(tasks: Pools, shown: int, asked: int) -> None:
+    """Raises ValueError unless there are tasks, each with so many rows to show and to ask."""
+    if not tasks:
+        raise ValueError("no tasks to take rows from: none is listed, or none permissive in tasks.json (data.permissive=false takes all).")
+    for task, (first, second) in sorted(tasks.items()):
+        for split, have, least in (("train", len(first), shown), ("test", len(second), asked)):
+            if have < least:
+                raise ValueError(f"task '{task}' needs {least} row(s) with split '{split}', has {have}; add some, or leave the task out.")

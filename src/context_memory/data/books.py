@@ -70,13 +70,23 @@ class Books(Dataset):
         example(("There was no", " sail in sight", " all that day."), "c"),
     )
 
+    def __post_init__(self) -> None:
+        for name, least, why in (("words", 1, "a chunk has some"), ("chunks", 2, "one to remember and one to predict")):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, {why}; got {getattr(self, name)}.")
+
     def examples(self, split: str) -> Sequence[Example]:
         must(split, SPLITS, "books")
         out: list[Example] = []
+        longest = 0
         for b, whole in enumerate(texts(self.path, split)):
             parts = chunks(whole, self.words)
+            longest = max(longest, len(parts))
             starts = range(0, len(parts) - self.chunks + 1, self.chunks)
             out += [example(parts[a : a + self.chunks], f"books/{split}/{b}/{a}") for a in starts]
+        if not out:
+            have = f"the longest text of the {split} split has {longest} chunk(s) of {self.words} words"
+            raise ValueError(f"{have}, and an example takes {self.chunks}; lower data.chunks or data.words, or give a longer text.")
         return out
 
     def score(self, example: Example, answer: str) -> dict[str, float]:

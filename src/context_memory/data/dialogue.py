@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
+from context_memory.data._fields import all_texts, listed
 from context_memory.data._files import Row, home, must, rows_of
 from context_memory.data._rouge import rouge_l, said
 from context_memory.data.base import Dataset
@@ -27,13 +28,10 @@ def conversation(row: Row) -> tuple[str, ...]:
     Raises:
         ValueError: no list of at least two turns.
     """
-    where, fields = row
-    turns = fields.get("dialog", fields.get("dialogue")) if isinstance(fields, dict) else None
-    if not isinstance(turns, list) or not all(isinstance(t, str) for t in turns):
-        raise ValueError(f"{where}: needs a list of texts 'dialog', got {type(turns).__name__}.")
+    turns = all_texts(row[0], "turn", listed(row, "dialog", "dialogue"))
     kept = tuple(" ".join(t.split()) for t in turns if t.strip())
     if len(kept) < 2:
-        raise ValueError(f"{where}: a dialogue of {len(kept)} turn(s) has nothing to answer; leave it out, or add the next turn.")
+        raise ValueError(f"{row[0]}: a dialogue of {len(kept)} turn(s) has nothing to answer; leave it out, or add the next turn.")
     return kept
 
 
@@ -45,6 +43,12 @@ def conversations(path: str, corpus: str, split: str) -> tuple[tuple[str, ...], 
         have = ", ".join(sorted(p.name for p in place.iterdir() if p.is_dir())) or "nothing"
         raise ValueError(f"no file '{lacking[0]}'; data.corpus= names folders of '{place}' (a+b for two): {have}.")
     return tuple(conversation(row) for file in files for row in rows_of(file))
+
+
+def must_be_long(found: Sequence[Sequence[str]], split: str, turns: int, advice: str) -> None:
+    """Raises ValueError unless a conversation has so many turns."""
+    if (longest := max(map(len, found))) < turns:
+        raise ValueError(f"no conversation of the {split} split has {turns} turns, the longest has {longest}; {advice}.")
 
 
 def example(turns: Sequence[str], id: str) -> Example:
@@ -75,15 +79,15 @@ class Dialogue(Dataset):
 
     def examples(self, split: str) -> Sequence[Example]:
         must(split, SPLITS, "dialogue")
+        found = conversations(self.path, self.corpus, split)
+        must_be_long(found, split, *((self.turns + 1, "lower data.turns") if split == "test" else (3, "give longer ones")))
         out: list[Example] = []
-        for i, turns in enumerate(conversations(self.path, self.corpus, split)):
+        for i, turns in enumerate(found):
             n, name = self.turns + 1, f"{self.corpus}/{split}/{i}"
             if split == "test":
                 out += [example(turns[:n], name)] if len(turns) >= n else []
             else:
                 out += [example(turns[a : a + n], f"{name}/{a}") for a in range(0, max(1, len(turns) - 3), self.turns) if len(turns) > 2]
-        if not out:
-            raise ValueError(f"no conversation of the {split} split has {self.turns + 1} turns; lower data.turns.")
         return out
 
     def score(self, example: Example, answer: str) -> dict[str, float]:

@@ -15,7 +15,7 @@ from context_memory.data._fact_words import KINDS, words
 from context_memory.data._files import must
 from context_memory.data._rouge import said
 from context_memory.data.base import Dataset
-from context_memory.data.dialogue import SPLITS, conversations
+from context_memory.data.dialogue import SPLITS, conversations, must_be_long
 from context_memory.text import Example
 
 CHOICES = 8
@@ -46,10 +46,16 @@ class Fact(Dataset):
         example(("Hello!", "Hi. Nice day.", "It is."), "job", "baker", ("nurse", "pilot"), 3, "c"),
     )
 
+    def __post_init__(self) -> None:
+        if self.turns < 2:
+            raise ValueError(f"turns must be at least 2, got {self.turns}.")
+
     def examples(self, split: str) -> Sequence[Example]:
         must(split, SPLITS, "fact")
+        found = conversations(self.path, self.corpus, split)
+        must_be_long(found, split, self.turns if split == "test" else 2, "lower data.turns")
         out: list[Example] = []
-        for i, turns in enumerate(conversations(self.path, self.corpus, split)):
+        for i, turns in enumerate(found):
             draw = random.Random(f"{self.seed} {split} {i}")
             kind = draw.choice(list(KINDS))
             few = words(kind, split)

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from context_memory.data._files import must
 from context_memory.data._rouge import said
-from context_memory.data._tasks import Item, Pools, permissive, pools
+from context_memory.data._tasks import Item, Pools, must_have, permissive, pools
 from context_memory.data.base import Dataset
 from context_memory.text import Example
 
@@ -54,6 +54,11 @@ class Icl(Dataset):
         for i, (text, label) in enumerate([("A delight.", "good"), ("A waste of time.", "bad"), ("Never again.", "bad")])
     )
 
+    def __post_init__(self) -> None:
+        for name, least in (("k", 0), ("seeds", 1), ("queries", 1), ("train", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+
     def examples(self, split: str) -> Sequence[Example]:
         must(split, SPLITS, "icl")
         learnt, unseen = pools(self.path, self.config)
@@ -62,6 +67,7 @@ class Icl(Dataset):
         return self._drawn(learnt) if split == "train" else self._asked(unseen if split == "test" else learnt, split)
 
     def _drawn(self, tasks: Pools) -> list[Example]:
+        must_have(tasks, shown=1 + min(self.k, 1), asked=0)
         out: list[Example] = []
         for i in range(self.train):
             draw = random.Random(f"{self.seed} train {i}")
@@ -71,6 +77,7 @@ class Icl(Dataset):
         return out
 
     def _asked(self, tasks: Pools, split: str) -> list[Example]:
+        must_have(tasks, shown=min(self.k, 1), asked=1)
         least = min(min(len(asked) for _, asked in tasks.values()), self.queries)
         out: list[Example] = []
         for seed in range(self.seeds):

@@ -42,6 +42,11 @@ class Mixture(Dataset):
             raise ValueError(f"parts must name other datasets, each once, got {list(self.parts)}.")
         if unknown := sorted(set(self.settings) - set(self.parts)):
             raise ValueError(f"settings for {', '.join(unknown)}, which is no part of {list(self.parts)}.")
+        for name in self.parts:
+            try:
+                self.part(name)
+            except (LookupError, TypeError, ValueError) as e:
+                raise ValueError(f"part '{name}': {e}") from e
 
     def part(self, name: str) -> Dataset:
         return plugins.make("data", name, **dict(self.settings.get(name) or {}))  # type: ignore[return-value]

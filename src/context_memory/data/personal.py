@@ -25,6 +25,8 @@ SPLITS = ("train", "validation", "test")
 def users(path: str, task: str, split: str) -> tuple[User, ...]:
     """The rows of a split."""
     place = home(path, "personal")
+    if place.is_file():
+        raise ValueError(f"'{place}' is a file; data.path= is the folder of {', '.join(f'{s}.jsonl' for s in SPLITS)}, or of LaMP's files.")
     return lamp(place, int(task.removeprefix("LaMP-")), split) if task else tuple(map(plain, rows_of(place / f"{split}.jsonl")))
 
 
@@ -53,6 +55,8 @@ class Personal(Dataset):
     )
 
     def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"k must be at least 1, an entry to remember, got {self.k}.")
         if self.select not in ("recent", "bm25"):
             raise ValueError(f"select must be recent or bm25, got {self.select!r}.")
         if self.task and self.task not in {f"LaMP-{n}" for n in range(1, 8)}:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,10 +158,30 @@ def test_stock_peft_reads_a_compression_adapter(toy: Path, made: tuple[Path, Pat
 
 def test_nothing_in_the_folder_names_a_machine(toy: Path, made: tuple[Path, Path]) -> None:
     for folder in made:
-        text = "".join((folder / name).read_text() for name in (adapter.CARD, adapter.LORA_CONFIG))
+        text = "".join((folder / name).read_text() for name in (adapter.CARD, adapter.LORA_CONFIG, adapter.PAGE))
         assert str(toy.parent) not in text and str(folder.parent) not in text
         assert json.loads((folder / adapter.LORA_CONFIG).read_text())["base_model_name_or_path"] == "toy-llama"
     assert json.loads((made[1] / adapter.CARD).read_text())["task"]["path"] == "../task"
+
+
+@pytest.mark.parametrize(
+    ("settings", "licence", "follows"),
+    [
+        (["data=tally"], "Apache-2.0", "Apache-2.0 |"),
+        (["data=personal"], "non-commercial", "the adapter is for non-commercial use |"),
+        (["data=mixture", "data.parts=[dialogue,tally]", "data.settings={dialogue:{corpus:dailydialog}}"],
+         "CC-BY-NC-SA-4.0 + Apache-2.0", "the adapter is for non-commercial use |"),
+    ],
+)  # fmt: skip
+def test_the_licence_of_the_data_goes_along(settings: list[str], licence: str, follows: str, toy: Path, tmp_path: Path) -> None:
+    config = configured([f"model={toy}", "model.dtype=float32", "model.lora_r=2", *settings])
+    lm = loading.build(config)
+    adapter.save(lm, tmp_path / "a", loading.card_of(lm, config, tmp_path / "a"))
+    page = (tmp_path / "a" / adapter.PAGE).read_text()
+    assert licence in adapter.read_card(tmp_path / "a").licence and follows in page
+    assert all(f"| {row} |" in page for row in ("base model", "scheme", "data", "recipe"))
+    later = replace(config, model=replace(config.model, adapter=str(tmp_path / "a")), data=configured(["data=gsm8k"]).data)
+    assert licence in loading.card_of(lm, later, tmp_path / "b").licence  # what goes on from it keeps what it was trained on
 
 
 # ---- what is not right ------------------------------------------------------------------------------------------------------

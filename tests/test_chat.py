@@ -157,8 +157,17 @@ def test_lines_from_a_pipe(folders: Folders, tmp_path: Path, monkeypatch: pytest
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 1 and "> My \N{REPLACEMENT CHARACTER} name" in err and "opened jin.ccm: 2 turns" in err
     assert not (tmp_path / "history").exists()
-    assert run(folders, b"", *with_adapter, "--open", "nowhere", monkeypatch=monkeypatch) == 2
-    assert "there is no memory at" in capsys.readouterr().err
+    assert run(folders, b'/save ""\n/save "two words.ccm"\n/open .\n', *with_adapter, monkeypatch=monkeypatch) == 0
+    err = capsys.readouterr().err
+    assert "/save takes the name of a file" in err and "'.' is a folder and not a memory file" in err
+    assert sorted(p.name for p in tmp_path.glob("*")) == ["jin.ccm", "two words.ccm"]
+
+
+def test_what_is_to_be_opened_is_looked_for_first(folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place, said in (("nowhere", "there is no memory at 'nowhere'"), (str(tmp_path), "is a folder and not a memory file")):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["chat", "model=nobody-knows-this", "--adapter", str(folders[1]), "--open", place])
+        assert end.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_without_an_adapter_nothing_is_compressed(

@@ -10,7 +10,9 @@ import pytest
 
 import toys
 from context_memory import cli, plugins, records
+from context_memory.batches import BLOCK
 from context_memory.compose import load
+from context_memory.encode import Encoder
 from context_memory.rows import configure
 
 Ccm = Callable[..., tuple[int, str, str]]
@@ -57,6 +59,20 @@ def test_a_dry_run_says_what_would_be_trained_and_what_was_dropped(ccm: Ccm, toy
     assert list(said) == ["run", "model", "parameters", "data", "steps", "time", "memory"]
     assert "7 updates" in said["steps"] and "scheme Concat" in said["model"]
     assert not (tmp_path / "result").exists()
+
+
+def test_a_dry_run_encodes_a_sample(ccm: Ccm, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of updates is reckoned from the first block; all the rows are alike, so that it is right."""
+    Path("my.jsonl").write_text("".join(json.dumps({"question": f"{i:04}?", "answer": "1 + 1 = 2\n#### 2"}) + "\n" for i in range(900)))
+    seen: list[str] = []
+    encode = Encoder.segments
+    monkeypatch.setattr(Encoder, "segments", lambda self, example, *a, **k: seen.append(example.id) or encode(self, example, *a, **k))
+    small = ("model.dtype=float32", "model.lora_r=2", "training.batch_size=4", "training.eval_samples=0", "--no_wandb")
+    code, out, err = ccm("train", f"model={toy}", "data=gsm8k", "data.path=my.jsonl", *small, "--dry-run")
+    assert code == 0, err
+    n = int(out.split("data ")[1].split()[0].replace(",", ""))
+    assert n > BLOCK and len(set(seen)) <= BLOCK and f"(reckoned from a sample of {BLOCK} examples)" in out
+    assert abs(int(out.split("steps ")[1].split()[0].replace(",", "")) - n / 4) <= 2
 
 
 # ---- evaluate and compare ---------------------------------------------------------------------------------------------------

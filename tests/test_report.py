@@ -92,6 +92,14 @@ def test_why_answers_are_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert right.faults == {} and not [g for g in report.grids([right]) if "wrong" in g[0]]
 
 
+def test_only_columns_that_are_there_are_explained(evaluation: Path, tmp_path: Path) -> None:
+    table = report.markdown(report.join(gather([evaluation])))
+    assert "live bytes of keys and values" in table and "first fault" not in table and "macro" not in table
+    chosen = [replace(line, reason="chosen", classes=("", "good", "bad")) for line in lines([1, 0], 9, 1.0)]
+    written(tmp_path, "full", found=chosen)
+    assert "interval by bootstrap over items" in report.markdown(report.join(gather([tmp_path])))
+
+
 def test_rows_without_a_full_one_stand_alone(tmp_path: Path) -> None:
     (line,) = report.join(gather([written(tmp_path / "a", "concat")]))
     found = report.cells(line)

@@ -98,8 +98,14 @@ def test_the_original_names_of_datasets(name: str) -> None:
 
 def test_k_and_an_adapter_of_another_dataset() -> None:
     assert meant("--train --dataset metaicl --k 4").data["k"] == meant("--train --dataset lamp --k 4").data["k"] == 4
+    for name in ("unified", "pretrain"):
+        assert meant(f"--train --dataset {name} --k 4").data["settings"] == {"icl": {"k": 4}}
+    with pytest.raises(UserError, match=r"--k 4 is a number of demonstrations.+dataset 'dialog' has neither"):
+        translate(["--train", "--dataset", "dialog", "--k", "4"])
+    homes = {str(meant(f"--train --dataset {name}").home()) for name in ("unified", "pretrain", "dialog", "soda", "gsm8k")}
+    assert len(homes) == 5
     said = translate(["--dataset", "lamp", "--train_dataset", "unified", "--run_id", "mine", "output=there"])
-    assert said[0] == "evaluate" and "data=personal" in said and "model.adapter=there/mixture/mine/adapter" in said
+    assert said[0] == "evaluate" and "data=personal" in said and "model.adapter=there/unified/mine/adapter" in said
     assert "model.adapter=x" in translate(["--dataset", "lamp", "--train_dataset", "unified", "--run_id", "mine", "--load_path", "x"])
     for line in ("--train --train_dataset soda --run_id x", "--train_dataset soda"):
         with pytest.raises(UserError, match="leave --train out and name the run"):

@@ -2,7 +2,9 @@
 
     adapter_model.safetensors, adapter_config.json   through PEFT's own save_pretrained, with the plain base's name
     comp.safetensors                                 the comp embeddings (and learned rates, where a scheme has them)
-    ccm.json                                         format, hashes (base weights, task adapter, these files), the configuration
+    ccm.json                                         format, hashes (base weights, task adapter, these files), the configuration,
+                                                     the licence of the training data
+    README.md                                        the same for people (`adapter_page.py`)
 
 A folder is written beside its place and renamed, so it is there whole or not at all. A task adapter (an ordinary LoRA,
 scheme=full) is merged into the base before a compression adapter is attached; the card says which one it was, and where it
@@ -23,6 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from context_memory.adapter_page import page
 from context_memory.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CARD, COMP, LORA, LORA_CONFIG = "ccm.json", "comp.safetensors", "adapter_model.safetensors", "adapter_config.json"
+PAGE = "README.md"
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Card:
     files: dict[str, str] = field(default_factory=dict)
     """File -> sha256."""
     format: int = FORMAT
+    licence: str = ""
+    """What it was trained on leaves of its use; empty in cards from before it was noted."""
 
     @property
     def is_task(self) -> bool:
@@ -143,11 +149,12 @@ def save(lm: CompressedLM, folder: str | Path, card: Card, dtype: torch.dtype | 
         config.base_model_name_or_path = card.base.name
     state = {k: v.to(dtype) if dtype and "lora_" in k else v for k, v in lm.peft.state_dict().items()}
     lm.peft.save_pretrained(str(beside), save_embedding_layers=False, state_dict=state)
-    (beside / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    (beside / PAGE).unlink(missing_ok=True)  # PEFT's empty model card
     if lm.scheme.n_comp:
         save_file({k: p.detach().cpu().contiguous() for k, p in lm.comp.named_parameters()}, beside / COMP)
     files = {f.name: sha256(f) for f in sorted(beside.iterdir())}
     write_json(beside / CARD, asdict(replace(card, files=files)))
+    (beside / PAGE).write_text(page(folder.name, card), encoding="utf-8")
     if folder.exists():
         old = folder.parent / f".{folder.name}.{os.getpid()}.old"
         os.rename(folder, old)

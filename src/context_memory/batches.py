@@ -122,6 +122,11 @@ class Schedule(TorchDataset[Batch]):
         """Micro-batches of the first epoch (encodes every example)."""
         return sum(1 for _ in self.epoch(0))
 
+    def about(self) -> int:
+        """Micro-batches of an epoch as the first `BLOCK` examples have it (encodes no others)."""
+        block = min(BLOCK, len(self.rows))
+        return round(sum(1 for _ in self._grouped(0, block)) * len(self.rows) / max(1, block))
+
     def __getitem__(self, index: int) -> Batch:
         while len(self._made) <= index:
             self._made.append(next(self._source))
@@ -142,12 +147,13 @@ class Schedule(TorchDataset[Batch]):
             draw = random.Random(f"{self.training.seed} {epoch} {index} n_comp")
             yield Batch(rows, draw.choice(numbers) if numbers else None)
 
-    def _grouped(self, epoch: int) -> Iterator[list[Row]]:
-        """The rows of one micro-batch after the other."""
+    def _grouped(self, epoch: int, most: int | None = None) -> Iterator[list[Row]]:
+        """The rows of one micro-batch after the other; of the epoch's first `most` examples."""
         seed = self.training.seed
         order = list(range(len(self.rows)))
         if self.shuffle:
             random.Random(f"{seed} {epoch}").shuffle(order)
+        order = order[:most]
         size = BLOCK if self.shuffle else max(len(order), 1)
         for start in range(0, len(order), size):
             usable = [(found[1], i) for i in order[start : start + size] if (found := self.rows[i]) is not None]

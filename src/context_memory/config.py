@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from context_memory import plugins
@@ -152,6 +153,12 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run_id: str | None = None
     output: str = "result"
+    called: str | None = None
+    """What the data are called in the folder of a run, `<output>/<called>/<run_id>`; the dataset's own name if not given."""
+
+    def home(self) -> Path:
+        """Where the runs on these data are."""
+        return Path(self.output) / (self.called or self.data["name"])
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,5 +1,6 @@
 """What a training would be: measured on one real micro-batch, forward and backward, and multiplied.
 
+How many micro-batches an epoch has is reckoned from the first few hundred examples, since to encode all of them takes minutes.
 Where the number of comp tokens is drawn (`training.n_comp`), every micro-batch is measured with the largest: an upper bound.
 """
 
@@ -11,7 +12,7 @@ import time
 import torch
 
 from context_memory import gate
-from context_memory.batches import Batch
+from context_memory.batches import BLOCK, Batch
 from context_memory.config import Config
 from context_memory.job import prepare
 from context_memory.train import run_folder
@@ -20,7 +21,7 @@ from context_memory.trainer import Learner
 
 def estimate(config: Config) -> str:
     """A few lines: parameters, rows, tokens, time and memory."""
-    job = prepare(config)
+    job = prepare(config, sampled=True)
     lm, learner = job.lm, Learner(job.lm, config.training.loss)
     learner.train()
     batches = [job.collate([Batch(job.schedule[i].rows)]) for i in range(min(8, len(job.schedule)))]
@@ -38,15 +39,17 @@ def estimate(config: Config) -> str:
     adam = 8 * gate.trainable(lm)
     micro = len(job.schedule)
     total = seconds * micro
+    reckoned = len(job.schedule.rows) > BLOCK and config.training.max_steps is None
+    about = f" (reckoned from a sample of {BLOCK} examples)" if reckoned else ""
     most = f", at most: as if every micro-batch had {lm.scheme.n_comp} comp tokens a boundary" if config.training.n_comp else ""
     return "\n".join(
         [
             f"run         {run_folder(config)}",
             f"model       {lm.facts}, {lm.base.dtype}, scheme {lm.scheme}, gate {lm.gate}",
             f"parameters  {gate.trainable(lm):,} trained of {sum(p.numel() for p in lm.parameters()):,}",
-            f"data        {len(job.schedule.rows):,} examples; {micro:,} micro-batches of some {rows:.1f} rows, "
+            f"data        {len(job.schedule.rows):,} examples; {micro:,} micro-batches{about} of some {rows:.1f} rows, "
             f"{raw:,.0f} raw tokens, {labels:,.0f} labels" + "".join(f"; {what}" for what in job.left_out()),
-            f"steps       {job.steps:,} updates, {raw * micro:,.0f} raw tokens",
+            f"steps       {job.steps:,} updates{about}, {raw * micro:,.0f} raw tokens",
             f"time        {total / 60:.1f} minutes without evaluations, at {raw / seconds:,.0f} raw tokens/s (measured){most}",
             f"memory      {(peak + adam) / 2**30:.2f} GiB at the peak{most}",
         ]

@@ -138,7 +138,7 @@ def _run(
             last = row
             ticker.token()
         seconds = (time.perf_counter() - began) / len(batch)
-        lines = [answered(i.line, out, seconds, dataset.score(i.example, out.text)) for i, out in zip(batch, decoder.outputs)]
+        lines = [answered(i, out, seconds, dataset) for i, out in zip(batch, decoder.outputs)]
         if settings.recall:
             found = recall(lm, encoder, [i.example for i in batch], [out.text for out in decoder.outputs])
             lines = [recalled(line, numbers) for line, numbers in zip(lines, found)]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 Z = 1.959963984540054
 """Standard normal quantile of a two-sided 95 % interval."""
@@ -62,6 +65,18 @@ def share(values: Sequence[float]) -> Estimate:
         return wilson(int(sum(values)), len(values))
     e = mean(values)
     return Estimate(e.mean, max(0.0, e.low), min(1.0, e.high), e.n)
+
+
+def bootstrap(statistic: Callable[[NDArray[np.float64]], float], n: int, draws: int = 1000) -> Estimate:
+    """A statistic of a whole set, with the percentile interval of sets drawn from it with repeats, always the same ones.
+
+    Args:
+        statistic: of (n,) weights, how often each item is in the set.
+    """
+    random = np.random.default_rng(0)
+    found = [statistic(np.bincount(random.integers(n, size=n), minlength=n).astype(float)) for _ in range(draws)]
+    low, high = np.percentile(found, [2.5, 97.5])
+    return Estimate(statistic(np.ones(n)), float(low), float(high), n)
 
 
 def mcnemar(gained: int, lost: int) -> float:

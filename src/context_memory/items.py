@@ -74,7 +74,7 @@ def chosen(item: Item, reading: Reading, dataset: Dataset, likelihood: bool) -> 
     e = item.example
     answer, right = e.options[reading.choice], e.options.index(e.target)
     line = replace(item.line, answer=answer, scores=dataset.score(e, answer), reason="chosen", option_nll=reading.nll)
-    line = replace(line, compressions=len(e.context))
+    line = replace(line, compressions=len(e.context), classes=dataset.classes(e, answer) or ())
     return held(replace(line, nll=reading.nll[right], nll_tokens=reading.tokens[right]) if likelihood else line, reading)
 
 
@@ -83,10 +83,11 @@ def held(line: Prediction, reading: Reading) -> Prediction:
     return replace(line, memory_kv=reading.entries, memory_bytes=reading.nbytes, context_tokens=reading.context_tokens)
 
 
-def answered(line: Prediction, out: Output, seconds: float, scores: dict[str, float]) -> Prediction:
+def answered(item: Item, out: Output, seconds: float, dataset: Dataset) -> Prediction:
     """With the answer that was written and what it cost."""
+    scores, classes = dataset.score(item.example, out.text), dataset.classes(item.example, out.text) or ()
     return replace(
-        line, answer=out.text, scores=scores, reason=out.reason, compressions=out.compressions, seconds=seconds,
+        item.line, answer=out.text, scores=scores, classes=classes, reason=out.reason, compressions=out.compressions, seconds=seconds,
         prompt_tokens=out.prompt_tokens, tokens=len(out.ids), peak_kv=out.peak_kv_tokens, mean_kv=out.mean_kv_tokens,
         peak_reasoning_kv=out.peak_reasoning_kv_tokens, mean_reasoning_kv=out.mean_reasoning_kv_tokens,
         peak_kv_bytes=out.peak_kv_bytes,

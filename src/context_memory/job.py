@@ -40,8 +40,11 @@ class Job:
         return [f"{n:,} {what}" for what, n in counts.items() if n]
 
 
-def prepare(config: Config, lm: CompressedLM | None = None) -> Job:
+def prepare(config: Config, lm: CompressedLM | None = None, sampled: bool = False) -> Job:
     """Model, data and schedule.
+
+    Args:
+        sampled: the number of steps may be reckoned from a sample of the examples, so that not all of them are encoded.
 
     Raises:
         UserError: settings that contradict each other, or a batch in which the scheme hides nothing.
@@ -68,7 +71,7 @@ def prepare(config: Config, lm: CompressedLM | None = None) -> Job:
     schedule = Schedule(train, t)
     world = int(os.environ.get("WORLD_SIZE", 1))
     per_step = t.accumulate * world
-    steps = t.max_steps or max(1, round(t.epochs * schedule.per_epoch / per_step))
+    steps = t.max_steps or max(1, round(t.epochs * (schedule.about() if sampled else schedule.per_epoch) / per_step))
     schedule.size = steps * per_step
     evaluation = None
     if min(limits) > 0:

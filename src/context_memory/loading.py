@@ -17,6 +17,7 @@ from context_memory import adapter as folders
 from context_memory import plugins
 from context_memory.adapter import Base, Card, Task
 from context_memory.config import Config
+from context_memory.data._licences import UNKNOWN, joined
 from context_memory.encoder_decoder import CompressedSeq2Seq
 from context_memory.errors import UserError
 from context_memory.families.base import Family, family_of
@@ -210,14 +211,15 @@ def card_of(lm: CompressedLM, config: Config, place: Path) -> Card:
     if lm.task is not None:
         path, digest = lm.task
         task = Task(os.path.relpath(path.resolve(), place.resolve()), digest)
+    before = folders.read_card(config.model.adapter).licence or UNKNOWN if config.model.adapter else ""
     tree = config.to_dict()
     tree["model"] = {**tree["model"], "name": base.name, "adapter": task and task.path}
     tree["data"] = {k: Path(v).name if isinstance(v, str) and os.path.isabs(v) else v for k, v in tree["data"].items()}
     # What was learnt is looked for beside the adapter.
     tree["boundary"] = boundary = {k: v for k, v in config.boundary.items() if k != "path"}
     tree["pins"] = pins = {name: {k: v for k, v in s.items() if k != "path"} for name, s in config.pins.items()}
-    tree |= {"output": "result", "run_id": None}  # where it was trained means nothing elsewhere
-    return Card(base, task, config.scheme, lm.positions, lm.gate, boundary, pins, tree)
+    tree |= {"output": "result", "run_id": None, "called": None}  # where it was trained means nothing elsewhere
+    return Card(base, task, config.scheme, lm.positions, lm.gate, boundary, pins, tree, licence=joined(before, config.dataset().licence))
 
 
 def _scheme(card: Card | None) -> Scheme:

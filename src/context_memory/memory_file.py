@@ -90,15 +90,21 @@ def digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
     return out.hexdigest()
 
 
+def must_be_there(path: Path) -> None:
+    """Raises UserError unless there is a file; what it holds is seen when it is read."""
+    if path.is_dir():
+        raise UserError(f"'{path}' is a folder and not a memory file; name the file, as in {path / 'jin.ccm'}.")
+    if not path.is_file():
+        raise UserError(f"there is no memory at '{path}'; name a file that was saved, or start without one.")
+
+
 def read(lm: CompressedLM, path: str | Path) -> tuple[Memory, dict[str, Any]]:
     """The memory in a file, and its notes.
 
     Raises:
         UserError: no such file; not a memory or a damaged one; the memory of another model, adapter, tokenizer or scheme.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no memory at '{path}'.")
+    must_be_there(path := Path(path))
     try:
         with safe_open(path, "pt") as source:
             header = source.metadata() or {}

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from context_memory.f1 import macro_f1
 from context_memory.intervals import Estimate, mcnemar, mean, paired_difference, ratio, share
 
 
@@ -60,6 +61,9 @@ class Prediction:
     asked: str = ""
     """`Example.digest`: which example this answers, context and options included; empty in a line of an earlier version."""
 
+    classes: Sequence[str] = ()
+    """Where the answer is a class: of which classes, the right one, the one that was answered (`f1.py`)."""
+
     @property
     def key(self) -> tuple[str, str, str]:
         """What makes two predictions answers to the same item."""
@@ -70,8 +74,8 @@ class Prediction:
         """From a parsed line; keys of a later version are left out."""
         known = {f.name for f in fields(cls)}
         found = {k: v for k, v in line.items() if k in known}
-        recall, options = tuple(map(tuple, line.get("recall", ()))), tuple(line.get("option_nll", ()))
-        return cls(**found | {"recall": recall, "option_nll": options})
+        recall, lists = tuple(map(tuple, line.get("recall", ()))), {k: tuple(line.get(k, ())) for k in ("option_nll", "classes")}
+        return cls(**found | {"recall": recall, **lists})
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,8 @@ def summarise(predictions: Sequence[Prediction], kv_bytes: int = 0) -> Metrics:
     said = [p for p in predictions if p.answer is not None]
     names = sorted({name for p in said for name in p.scores}, key=natural)
     scores = {name: _scored(name, [p.scores[name] for p in said if name in p.scores]) for name in names}
+    if classes := [(p.classes[0], p.classes[1], p.classes[2]) for p in said if p.classes]:
+        scores["macro_f1"] = macro_f1(classes)
     said = [p for p in said if p.reason != "chosen"]  # what follows is about answers that were written
     after = [p for p in predictions if p.memory_kv is not None]
     seconds, forced = sum(p.seconds for p in said), [p for p in predictions if p.nll is not None]

@@ -143,8 +143,14 @@ def why(prompt: str, answer: str, gold: float | None, cut: bool = False) -> str:
     return "no_answer" if said is None or same(said, gold) else "wrong_number"
 
 
+def calculates(target: str) -> bool:
+    """Whether it is a solution (an equation, or a marked number), and not a turn or a sentence that happens to have a number."""
+    return final_number(target, marked=True) is not None or any(e.sides for e in equations(target))
+
+
 def faults(lines: Sequence[Prediction]) -> dict[str, int]:
-    """How many wrong answers there are of every kind; nothing where targets have no number or nothing was answered."""
-    wrong = [(p, final_number(p.target)) for p in lines if p.answer is not None and p.scores.get("correct", 1) < 1]
+    """How many wrong answers there are of every kind; nothing where targets calculate nothing or nothing was answered."""
+    some = [p for p in lines if p.answer is not None and p.scores.get("correct", 1) < 1 and calculates(p.target)]
+    wrong = [(p, final_number(p.target)) for p in some]
     count = Counter(why(p.prompt, p.answer or "", gold, p.reason == "length") for p, gold in wrong if gold is not None)
     return {kind: count[kind] for kind in KINDS} if count else {}

@@ -73,14 +73,29 @@ QUALITY = (
     "memory", "memory %",
 )  # fmt: skip
 COST = ("row", "memory MB", "context", "same text %", "mean KV", "with prompt", "MB", "compressions", "tokens", "cut off %", "tokens/s")
-LEGEND = (
-    "peak KV: mean over answers of the most entries a layer, the prompt not counted (with prompt: counted); of full %: over that "
-    "of the full row; gap closed: of the NLL per target token (points: of the accuracy) between nothing and full; memory: entries "
-    "a layer held of the context when the question came, and as a share of the context's tokens; t: segments of context; same "
-    "text %: peak over that of an uncompressed cache, both on the target; MB: live bytes of keys and values at their largest, "
-    "prompt and padding included; compressions, tokens: per answer; wrong answers by their first fault: an operand that was never "
-    "given or worked out, sides that do not agree, or neither."
-)
+NOTES: dict[tuple[str, ...], str] = {
+    ("peak KV", "mean KV"): "mean over answers of the most (mean KV: of the mean) entries a layer, the prompt not counted",
+    ("with prompt",): "the same with the prompt",
+    ("of full %",): "peak KV over that of the full row",
+    ("gap closed %",): "of the NLL per target token between nothing and full",
+    ("gap closed, points %",): "of the accuracy between nothing and full",
+    ("memory", "memory %", "memory MB"): "entries a layer (MB: live bytes) held of the context when the question came; %: of its tokens",
+    ("same text %",): "peak over that of an uncompressed cache, both on the target",
+    ("MB",): "live bytes of keys and values at their largest, prompt and padding included",
+    ("compressions", "tokens"): "per answer",
+    ("macro_f1",): "mean over classes of F1 (icl: then over tasks), interval by bootstrap over items",
+    ("mae",): "mean absolute error, in points",
+    ("lost number", "arithmetic"): "wrong answers by their first fault: an operand never given or worked out, sides that do not agree",
+}
+"""Columns -> what they are; said below a table that has one of them."""
+
+
+def legend(lines: Sequence[Line]) -> str:
+    """What the columns of these tables are."""
+    columns = {c for _, names, _ in grids(lines) for c in names}
+    depths = ["t: segments of context"] if any(depth_of(line.record.lines[0].id) is not None for line in lines) else []
+    told = [f"{', '.join(c for c in some if c in columns)}: {text}" for some, text in NOTES.items() if columns.intersection(some)]
+    return "; ".join([*told, *depths]) + ("." if told or depths else "")
 
 
 def cells(line: Line) -> dict[str, str]:
@@ -123,7 +138,7 @@ Grid = tuple[str, list[str], list[dict[str, str]]]
 def grids(lines: Sequence[Line]) -> list[Grid]:
     """What the rows reach, what that costs, and every other score; columns and tables without a number are left out."""
     texts = [cells(line) for line in lines]
-    other = [{"row": line.record.name} | {n: _score(n, e.mean) for n, e in line.metrics.scores.items()} for line in lines]
+    other = [{"row": line.record.name} | {n: _score(n, e) for n, e in line.metrics.scores.items()} for line in lines]
     names = ["row", *sorted({n for o in other for n in o} - {"row", "correct"}, key=natural)]
     found: list[Grid] = [("kept", list(QUALITY), texts), ("cost", list(COST), texts), ("other scores, %", names, other)]
     found.append(("wrong answers: why, %", ["row", "wrong", *map(_words, KINDS)], [_faults(line) for line in lines]))
@@ -149,7 +164,7 @@ def markdown(lines: Sequence[Line]) -> str:
     text = "\n".join(markdown_table(columns, [[row.get(c, "") for c in columns] for row in rows]) for _, columns, rows in grids(lines))
     runs = [line.record.run for line in lines]
     commands = list(dict.fromkeys(f"`{r['command']}` (commit {r.get('commit')})" for r in runs))
-    return f"{text}\n{LEGEND}\n\n" + "\n".join(commands) + "\n"
+    return f"{text}\n{legend(lines)}\n\n" + "\n".join(commands) + "\n"
 
 
 def publish(records: Sequence[Record], folder: Path) -> list[Line]:
@@ -162,7 +177,7 @@ def publish(records: Sequence[Record], folder: Path) -> list[Line]:
     console = terminal()
     for t in tables(lines):
         console.print(t)
-    console.print(LEGEND, style="dim", highlight=False)
+    console.print(legend(lines), style="dim", highlight=False)
     write_text(folder / "table.md", markdown(lines))
     for line in lines:
         if folder in line.record.folder.parents:
@@ -223,9 +238,9 @@ def _words(kind: str) -> str:
     return kind.replace("_", " ")
 
 
-def _score(name: str, value: float) -> str:
-    """`mae` is in points of its scale."""
-    return f"{value:.3f}" if name == "mae" else f"{100 * value:.1f}"
+def _score(name: str, e: Estimate) -> str:
+    """`mae` is in points of its scale; a score of the whole set has its interval beside it."""
+    return f"{e.mean:.3f}" if name == "mae" else _interval(e) if name == "macro_f1" else f"{100 * e.mean:.1f}"
 
 
 def _percent(x: float | None) -> str:

@@ -89,6 +89,10 @@ class Series(Dataset):
             raise ValueError(f"the {split} split has {len(found)} problems, fewer than data.problems={self.problems}.")
         return Joined(found, self.problems)
 
+    @property
+    def licence(self) -> str:
+        return self.single.licence
+
     def dropped(self, split: str) -> int:
         return self.single.dropped(split)
 

@@ -58,6 +58,8 @@ class Talk:
     def _command(self, text: str) -> bool:
         name, _, argument = text[1:].partition(" ")
         argument = argument.strip()
+        if len(argument) > 1 and argument[0] == argument[-1] and argument[0] in "\"'":
+            argument = argument[1:-1].strip()  # a name with blanks may stand in quotation marks; with nothing in them it is none
         known: dict[str, Callable[[str], None]] = {
             "memory": self._memory, "save": self._save, "open": self.open, "full": self._full, "forget": self._forget, "help": self._help,
         }  # fmt: skip

@@ -60,13 +60,13 @@ def significant(config: Config) -> dict[str, Any]:
 
 
 def run_folder(config: Config) -> Path:
-    """`<output>/<dataset>/<run_id>`; without a run_id, one that follows from the configuration."""
+    """`<output>/<dataset>/<run_id>` (`Config.home`); without a run_id, one that follows from the configuration."""
     run_id = config.run_id
     if not run_id:
         digest = hashlib.sha256(json.dumps(significant(config), sort_keys=True).encode()).hexdigest()[:6]
         n = config.scheme.get("n_comp")
         run_id = f"{config.scheme['name']}{f'-n{n}' if n else ''}-{digest}"
-    return Path(config.output) / config.data["name"] / run_id
+    return config.home() / run_id
 
 
 def train(config: Config, lm: CompressedLM | None = None) -> Result:

@@ -36,11 +36,14 @@ def chat(
     from rich.console import Console
 
     from context_memory import rows
+    from context_memory.memory_file import must_be_there
     from context_memory.output import Settings
     from context_memory.report import terminal
     from context_memory.session import Session
     from context_memory.talk import Talk
 
+    if open_ is not None:
+        must_be_there(open_.expanduser())  # before the model is loaded, which takes a while
     given = list(overrides or [])
     adapted = adapter or recipe or any(o.startswith("model.adapter=") for o in given)
     chosen = adapted or any(o.startswith("scheme=") for o in given)

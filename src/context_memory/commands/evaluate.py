@@ -70,4 +70,4 @@ def _folder(config) -> Path:  # type: ignore[no-untyped-def]  # Config
     if not run_id:
         adapter = config.model.adapter
         run_id = _name(Path(adapter)) if adapter else f"{Path(config.model.name).name}-{config.scheme['name']}"
-    return Path(config.output) / config.data["name"] / run_id / "evaluation"
+    return config.home() / run_id / "evaluation"

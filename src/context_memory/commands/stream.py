@@ -9,7 +9,13 @@ import typer
 
 
 def stream(
-    arguments: Annotated[list[str], typer.Argument(help="Text files; and key=value, e.g. model.name=smollm2-135m-instruct.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="Text files; and key=value, e.g. model.name=smollm2-135m-instruct.")
+    ] = None,
+    hub: Annotated[
+        list[str] | None,
+        typer.Option(help="A test book of PG19 from the hub (emozilla/pg19): pg19 the first, pg19:3 by number, 'pg19:words of its title'."),
+    ] = None,
     adapter: Annotated[str | None, typer.Option(help="An adapter folder; without one, the rows window and full alone.")] = None,
     window: Annotated[int, typer.Option(help="The latest raw tokens that are held.")] = 160,
     chunk: Annotated[int, typer.Option(help="Tokens that are compressed at once when the window is full, the oldest ones.")] = 64,
@@ -34,17 +40,21 @@ def stream(
     from context_memory import report, rows, stream_report, streaming
     from context_memory.compose import is_override
     from context_memory.data._files import text_of
+    from context_memory.data._hub import book
     from context_memory.errors import UserError
     from context_memory.stream import Settings
 
-    given = [a for a in arguments if is_override(a)]
-    files = [Path(a) for a in arguments if not is_override(a)]
-    if not files:
-        raise UserError("no text to read; give a file, as in: ccm stream book.txt --adapter FOLDER.")
+    given = [a for a in arguments or [] if is_override(a)]
+    files = [Path(a) for a in arguments or [] if not is_override(a)]
+    if not (files or hub):
+        raise UserError("no text to read; give a file, as in: ccm stream book.txt --adapter FOLDER, or a book of the hub: --hub pg19.")
     settings, options = Settings(window, chunk, slots, sink, spacing, cache), streaming.Options(tokens, full_tokens, every)
     texts = {file.stem: text_of(file, errors, ", or say --errors replace") for file in files}
     if len(texts) < len(files):
         raise UserError(f"two files have one name: {', '.join(sorted(f.stem for f in files))}; rename one.")
+    for title, text in map(book, hub or []):
+        if texts.setdefault(rows.slug(title), text) is not text:
+            raise UserError(f"two texts are called '{rows.slug(title)}'; read one of them.")
     chosen = adapter or any(o.startswith(("model.adapter=", "scheme=")) for o in given)
     config = rows.configure(given if chosen else [*given, "scheme=full"], None, adapter)
     name = run_id or config.run_id or (Path(config.model.adapter or config.model.name).name + "-" + "-".join(texts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -26,3 +27,8 @@ def said(text: str) -> str:
     """
     lines = text.strip().splitlines()
     return lines[0].strip().rstrip(".").casefold() if lines else ""
+
+
+def among(options: Sequence[str], text: str) -> str:
+    """An answer as it is compared, if it is one of the options (or there are none); else nothing."""
+    return said(text) if not options or said(text) in map(said, options) else ""

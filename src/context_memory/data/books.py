@@ -1,8 +1,9 @@
 """Free text: the segments are chunks of a running text, and the next chunk is what is predicted.
 
 For streams (`ccm stream`; Kim et al., ICLR 2024, section 4.3, PG19) and to mix into other data (the original's `pretrain`). Reads .txt
-files: a folder with `train/`, `valid/` (or `validation/`) and `test/`, or one file, whose first 90 % are to train on. Chunks are cut
-between words, and nothing is put between them.
+files: a folder with `train/`, `valid/` (or `validation/`) and `test/`, or one file, whose first 90 % are to train on; or PG19 from the
+hub (`data.corpus=pg19`, repository `emozilla/pg19`; public domain in the US). Chunks are cut between words, and nothing is put
+between them.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import ClassVar
 
+from context_memory.data import _hub
 from context_memory.data._files import home, must, text_of
+from context_memory.data._licences import UNKNOWN
 from context_memory.data._rouge import rouge_l, said
 from context_memory.data.base import Dataset
 from context_memory.text import Example
@@ -35,8 +39,10 @@ def chunks(whole: str, words: int) -> list[str]:
 
 
 @lru_cache(maxsize=8)
-def texts(path: str, split: str) -> tuple[str, ...]:
+def texts(path: str, split: str, corpus: str = "", most: int = 0) -> tuple[str, ...]:
     """The texts of a split."""
+    if corpus:
+        return tuple(text for _, text in islice(_hub.books(split), most))
     place = home(path, "books")
     if place.is_file():
         whole = text_of(place)
@@ -59,6 +65,10 @@ class Books(Dataset):
     """Texts of `path`, else of `$CCM_DATA/books`."""
 
     path: str = ""
+    corpus: str = ""
+    """`pg19`: books from the hub, in the place of files."""
+    most: int = 50
+    """Books of a split that are read from the hub."""
     words: int = 48
     """Of a chunk."""
     chunks: int = 12
@@ -71,15 +81,22 @@ class Books(Dataset):
     )
 
     def __post_init__(self) -> None:
+        if self.corpus not in ("", "pg19") or (self.corpus and self.path):
+            raise ValueError(f"corpus is pg19, for books from the hub, or empty, for files; got '{self.corpus}' and path '{self.path}'.")
         for name, least, why in (("words", 1, "a chunk has some"), ("chunks", 2, "one to remember and one to predict")):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, {why}; got {getattr(self, name)}.")
+
+    @property
+    def licence(self) -> str:
+        """Of one's own files nothing is known."""
+        return UNKNOWN if self.path else "public domain in the US"
 
     def examples(self, split: str) -> Sequence[Example]:
         must(split, SPLITS, "books")
         out: list[Example] = []
         longest = 0
-        for b, whole in enumerate(texts(self.path, split)):
+        for b, whole in enumerate(texts(self.path, split, self.corpus, self.most)):
             parts = chunks(whole, self.words)
             longest = max(longest, len(parts))
             starts = range(0, len(parts) - self.chunks + 1, self.chunks)

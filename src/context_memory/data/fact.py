@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from context_memory.data._fact_words import KINDS, words
 from context_memory.data._files import must
+from context_memory.data._licences import must_be_permissive, of_corpora
 from context_memory.data._rouge import said
 from context_memory.data.base import Dataset
 from context_memory.data.dialogue import SPLITS, conversations, must_be_long
@@ -39,6 +40,9 @@ class Fact(Dataset):
     turns: int = 12
     """Turns of the conversation, the fact not counted."""
     seed: int = 0
+    most: int = 20000
+    permissive: bool = True
+    """As those of `dialogue`."""
 
     samples: ClassVar[tuple[Example, ...]] = (
         example(("Hello!", "Hi. Nice day.", "It is."), "name", "Mia", ("Tom", "Kim"), 1, "a"),
@@ -50,9 +54,15 @@ class Fact(Dataset):
         if self.turns < 2:
             raise ValueError(f"turns must be at least 2, got {self.turns}.")
 
+    @property
+    def licence(self) -> str:
+        return of_corpora(self.path, self.corpus)
+
     def examples(self, split: str) -> Sequence[Example]:
         must(split, SPLITS, "fact")
-        found = conversations(self.path, self.corpus, split)
+        if self.permissive:
+            must_be_permissive(self.licence, split)
+        found = conversations(self.path, self.corpus, split, self.most)
         must_be_long(found, split, self.turns if split == "test" else 2, "lower data.turns")
         out: list[Example] = []
         for i, turns in enumerate(found):

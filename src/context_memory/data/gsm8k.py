@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
+from context_memory.data import _hub
 from context_memory.data._answers import final_number, same
 from context_memory.data._files import Row, rows_of
 from context_memory.data.base import Dataset
@@ -30,16 +31,8 @@ MARKER = "<COMP>"
 
 def hub_rows(split: str) -> list[Row]:
     """The rows of a published split, from the hub."""
-    from datasets import load_dataset  # seconds to import, and only the hub needs it
-
-    try:
-        rows = load_dataset("openai/gsm8k", "main", split=split)
-    except Exception as error:  # the hub's client raises its own, its transport's and the system's errors
-        raise OSError(
-            f"could not get openai/gsm8k from the hub ({type(error).__name__}); give data.path= a .jsonl file or a folder with "
-            "train.jsonl and test.jsonl, or put that folder at $CCM_DATA/gsm8k."
-        ) from error
-    return [(f"openai/gsm8k {split}, row {i}", row) for i, row in enumerate(rows, 1)]
+    instead = "give data.path= a .jsonl file or a folder with train.jsonl and test.jsonl, or put that folder at $CCM_DATA/gsm8k."
+    return list(_hub.hub_rows("openai/gsm8k", split, instead, "main", whole=True))
 
 
 def uncomp(text: str) -> tuple[str, tuple[int, ...]]:
@@ -167,6 +160,11 @@ class Gsm8k(Dataset):
             ),
         )
     )
+
+    @property
+    def licence(self) -> str:
+        """Of the problems; whoever annotated or solved them anew has a say as well."""
+        return "MIT"
 
     def source(self) -> str:
         """Where the rows come from; empty for the hub."""

@@ -109,6 +109,10 @@ class GsmSymbolic(Dataset):
         if self.seed < 0:
             raise ValueError(f"gsm_symbolic needs data.seed >= 0, got {self.seed}.")
 
+    @property
+    def licence(self) -> str:
+        return "Apache-2.0"
+
     def examples(self, split: str) -> Sequence[Example]:
         if split not in SPLITS:
             raise ValueError(f"gsm_symbolic has the splits {', '.join(SPLITS)}; got '{split}'.")

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from context_memory.data._files import must
-from context_memory.data._rouge import said
+from context_memory.data._licences import UNKNOWN
+from context_memory.data._rouge import among, said
 from context_memory.data._tasks import Item, Pools, must_have, permissive, pools
 from context_memory.data.base import Dataset
 from context_memory.text import Example
@@ -59,6 +60,16 @@ class Icl(Dataset):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
 
+    @property
+    def licence(self) -> str:
+        """A task has its own; without `tasks.json` nothing is known."""
+        try:
+            noted = permissive(self.path) is not None
+        except ValueError:
+            noted = False
+        some = "tasks under open licences alone" if self.permissive else "tasks each under its own licence, some non-commercial"
+        return some if noted else UNKNOWN
+
     def examples(self, split: str) -> Sequence[Example]:
         must(split, SPLITS, "icl")
         learnt, unseen = pools(self.path, self.config)
@@ -85,6 +96,9 @@ class Icl(Dataset):
                 demos = random.Random(f"{self.seed + seed} {split} {task}").sample(shown, min(self.k, len(shown)))
                 out += [example(demos, q, f"icl/{task}/{seed}/{i}", task) for i, q in enumerate(asked[:least])]
         return out
+
+    def classes(self, example: Example, answer: str) -> tuple[str, str, str]:
+        return example.meta["task"], said(example.target), among(example.options, answer)
 
     def score(self, example: Example, answer: str) -> dict[str, float]:
         correct = float(said(answer) == said(example.target))

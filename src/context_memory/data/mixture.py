@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from context_memory import plugins
+from context_memory.data._licences import joined
 from context_memory.data.base import Dataset
 from context_memory.text import Example
 
@@ -64,6 +65,15 @@ class Mixture(Dataset):
             (name,) = draw.choices(self.parts, [weights[n] for n in self.parts])
             out.append(found[name].pop())
         return out
+
+    @property
+    def licence(self) -> str:
+        return joined(*(self.part(name).licence for name in self.parts))
+
+    def classes(self, example: Example, answer: str) -> tuple[str, str, str] | None:
+        """Of the part that the example is from, under its name."""
+        found = self.part(name := example.meta[PART]).classes(example, answer)
+        return (f"{name} {found[0]}", *found[1:]) if found else None
 
     def dropped(self, split: str) -> int:
         return sum(self.part(name).dropped(split) for name in self.parts)

@@ -14,7 +14,8 @@ from typing import ClassVar
 
 from context_memory.data._files import home, must, rows_of
 from context_memory.data._lamp import Entry, User, lamp, plain
-from context_memory.data._rouge import rouge_l, said
+from context_memory.data._licences import UNKNOWN
+from context_memory.data._rouge import among, rouge_l, said
 from context_memory.data.base import Dataset
 from context_memory.text import Example
 
@@ -62,6 +63,11 @@ class Personal(Dataset):
         if self.task and self.task not in {f"LaMP-{n}" for n in range(1, 8)}:
             raise ValueError(f"task must be LaMP-1 to LaMP-7, or empty for rows of our own form, got {self.task!r}.")
 
+    @property
+    def licence(self) -> str:
+        """The films of `$CCM_DATA/personal` are MovieLens'; LaMP's terms and those of one's own files are for their user to read."""
+        return UNKNOWN if self.path or self.task else "MovieLens terms of GroupLens (research, non-commercial)"
+
     def examples(self, split: str) -> Sequence[Example]:
         must(split, SPLITS, "personal")
         out: list[Example] = []
@@ -71,6 +77,10 @@ class Personal(Dataset):
             chosen = user.profile[-self.k :] if self.select == "recent" else closest(user.profile, user.prompt, self.k)
             out.append(example(chosen, user.prompt, user.target, user.options, f"personal/{split}/{i}"))
         return out
+
+    def classes(self, example: Example, answer: str) -> tuple[str, str, str] | None:
+        """LaMP-2 is judged by macro F1."""
+        return ("", said(example.target), among(example.options, answer)) if example.options else None
 
     def score(self, example: Example, answer: str) -> dict[str, float]:
         """For ratings also how far off, as 1 for the right one and 0 for the other end of the scale; for free texts ROUGE-L."""

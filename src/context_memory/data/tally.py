@@ -180,6 +180,10 @@ class Tally(Dataset):
         if not 0 <= self.distractors <= len(DISTRACTORS):
             raise ValueError(f"tally has {len(DISTRACTORS)} distractors, got distractors={self.distractors}.")
 
+    @property
+    def licence(self) -> str:
+        return "Apache-2.0"
+
     def examples(self, split: str) -> Problems:
         if split not in SHARES:
             raise ValueError(f"tally has the splits {', '.join(SHARES)}; got '{split}'.")

@@ -48,13 +48,15 @@ def all_texts(where: str, what: str, values: Sequence[Any]) -> tuple[str, ...]:
 
 
 def options_of(row: Row, output: str) -> tuple[str, ...]:
-    """The answers to choose among, of which `output` must be one; none where a row has no `options`, or an empty list.
+    """The answers to choose among, of which `output` must be one; none where a row has no `options`, or an empty list. A number is as
+    good as a text.
 
     Raises:
         ValueError: no list of at least two different texts, or the output is not among them.
     """
     where, fields = row
-    found = all_texts(where, "option", listed(row, "options") if fields.get("options") is not None else ())
+    given = listed(row, "options") if fields.get("options") is not None else []
+    found = all_texts(where, "option", [str(o) if type(o) in (int, float) else o for o in given])
     for i, option in enumerate(found, 1):
         if not option.strip():
             raise ValueError(f"{where}: option {i} is empty, got {option!r}; write a text, or leave it out.")

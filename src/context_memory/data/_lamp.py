@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from context_memory.data._fields import listed, options_of, spoken, texts
+from context_memory.data._fields import listed, options_of, spoken
 from context_memory.data._files import Row, fields_of, json_of, rows_of
 
 
@@ -56,7 +56,7 @@ def plain(row: Row) -> User:
     Raises:
         ValueError: a field is missing, or not what it should be.
     """
-    prompt, target = texts(row, "input", "output")
+    prompt, target = spoken(row, "input", "output")
     profile = []
     for i, fields in enumerate(listed(row, "profile"), 1):
         entry = (f"{row[0]}, profile entry {i}", fields)
@@ -84,7 +84,8 @@ def lamp(folder: Path, task: int, split: str) -> tuple[User, ...]:
         where = f"{files[0]}, question {name}"
         if name not in gold:
             raise ValueError(f"{where}: no answer in {files[1].name}; are the two files of one task and split?")
-        profile = tuple(_entry((f"{where}, profile entry {j}", e), *FIELDS[task]) for j, e in enumerate(listed((where, q), "profile"), 1))
+        entries = [_entry((f"{where}, profile entry {j}", e), *FIELDS[task]) for j, e in enumerate(listed((where, q), "profile"), 1)]
+        profile = tuple(e for e in entries if e is not None)
         options = options_of((where, {"options": list(LABELS.get(task, ()))}), gold[name])
         if split == "test" or (i % 20 == 0) == (split == "validation"):  # a twentieth of train is validation
             (question,) = spoken((where, q), "input")
@@ -92,9 +93,10 @@ def lamp(folder: Path, task: int, split: str) -> tuple[User, ...]:
     return tuple(out)
 
 
-def _entry(row: Row, names: Sequence[str], label: str) -> Entry:
+def _entry(row: Row, names: Sequence[str], label: str) -> Entry | None:
+    """None for one without a text, of which published files have some."""
     fields = fields_of(row)
     text = " ".join(" ".join(str(fields.get(name) or "").split()) for name in names)
     if not text.strip():
-        raise ValueError(f"{row[0]}: nothing in {' and '.join(map(repr, names))}; have: {', '.join(fields)}. Leave the entry out.")
+        return None
     return Entry(text, *(spoken(row, label) if label else ()))

@@ -25,6 +25,15 @@ def test_overrides_become_typed_settings() -> None:
     assert load(["pins=[]"]).make("pins") == [] and load(["pins=sink"]).make("pins") == [plugins.make("pins", "sink")]
 
 
+def test_what_an_earlier_version_did_not_say_has_its_default() -> None:
+    config = load(["data=dialogue", "data.turns=5"])
+    tree = config.to_dict()
+    for name in ("permissive", "most", "problems"):
+        del tree["data"][name]
+    assert Config.from_dict(tree) == config and "most" not in tree["data"]
+    assert Config.from_dict(tree | {"data": {"name": "gone", "x": 1}}).data["x"] == 1
+
+
 def test_the_gate_follows_the_scheme() -> None:
     assert [load([o]).gate() for o in ("scheme=full", "scheme=nothing", "scheme=concat")] == ["all", "all", "comp"]
     assert load(["scheme=concat", "model.gate=all"]).gate() == "all"

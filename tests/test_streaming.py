@@ -76,6 +76,19 @@ def test_the_rows_of_a_stream(ccm, toy: Path, adapter: Path) -> None:  # type: i
     assert code == 2 and "is damaged" in err
 
 
+def test_a_book_of_the_hub(ccm, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    rows = [{"short_book_title": title, "text": f"{title}. Call me what you like. " * 3} for title in ("Emma", "Two: Years")]
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: iter(rows))
+    small = (f"model={toy}", "model.dtype=float32", "--every", "20", "--run_id", "mine")
+    code, _, err = ccm("--hub", "pg19:1", "one.txt", *small)
+    assert code == 0, err
+    assert {r["text"] for r in json.loads(Path("result/stream/mine/streams.json").read_text())["rows"]} == {"one", "Two-Years", "all"}
+    twice = ("--hub", "pg19", "--hub", "pg19")
+    for arguments, said in ((("--hub", "pg19:9"), "no test book '9' among 2"), (twice, "two texts are called 'Emma'")):
+        code, _, err = ccm(*arguments, *small)
+        assert code == 2 and said in err
+
+
 def test_full_is_the_stock_model_and_needs_no_adapter(ccm, toy: Path) -> None:  # type: ignore[no-untyped-def]
     code, _, err = ccm("one.txt", f"model={toy}", "model.dtype=float32", *SIZES, "--out", "plain")
     assert code == 0, err

@@ -174,7 +174,7 @@ class Config:
             kind = PLAIN.get(f.name)
             if kind is not None:
                 value = kind(**{k: v for k, v in value.items() if k in {x.name for x in dataclasses.fields(kind)}})
-            out[f.name] = asdict(DataExtras()) | value if f.name == "data" and value else value
+            out[f.name] = _whole(f.name, value) if f.name in FOLDERS and f.name != "pins" and value else value
         return cls(**out)
 
     # ---- the plug-ins -----------------------------------------------------------------------------------------------
@@ -236,6 +236,18 @@ PLAIN: dict[str, type] = {
     "generation": GenerationConfig,
     "evaluation": EvaluationConfig,
 }
+
+
+def _whole(group: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """With the defaults of what is not said: a run that began before a setting was there is gone on with, if that has its default."""
+    extras = asdict(DataExtras()) if group == "data" else {}
+    try:
+        own = dataclasses.fields(plugins.find(FOLDERS[group], settings["name"]))
+    except LookupError:  # who makes the plug-in says that there is none
+        own = ()
+    usual = {f.name: f.default for f in own if f.default is not dataclasses.MISSING}
+    usual |= {f.name: f.default_factory() for f in own if f.default_factory is not dataclasses.MISSING}
+    return {**extras, **usual, **settings}
 
 
 def _make(group: str, folder: str, name: str, settings: Mapping[str, Any]) -> Any:

@@ -7,6 +7,7 @@ Where the number of comp tokens is drawn (`training.n_comp`), every micro-batch 
 from __future__ import annotations
 
 import resource
+import sys
 import time
 
 import torch
@@ -17,6 +18,9 @@ from context_memory.config import Config
 from context_memory.job import prepare
 from context_memory.train import run_folder
 from context_memory.trainer import Learner
+
+LONG = 10.0
+"""Seconds of a pass that is not measured again."""
 
 
 def estimate(config: Config) -> str:
@@ -30,10 +34,14 @@ def estimate(config: Config) -> str:
     rows = sum(b["ids"].shape[0] for b in batches) / len(batches)
     widest = max(batches, key=lambda b: b["ids"].numel())
     batch = {k: v.to(lm.device) for k, v in widest.items()}
-    learner(**batch)["loss"].backward()  # the first pass pays for allocations
-    start = time.perf_counter()
-    learner(**batch)["loss"].backward()
-    seconds = (time.perf_counter() - start) * sum(b["ids"].numel() for b in batches) / len(batches) / widest["ids"].numel()
+    print(f"measuring a micro-batch of {widest['ids'].numel():,} tokens, forward and backward", file=sys.stderr, flush=True)
+    took = 0.0
+    for _ in range(2):  # the first pass pays for allocations, which is nothing beside a long one
+        start = time.perf_counter()
+        learner(**batch)["loss"].backward()
+        if (took := time.perf_counter() - start) > LONG:
+            break
+    seconds = took * sum(b["ids"].numel() for b in batches) / len(batches) / widest["ids"].numel()
     cuda = lm.device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     adam = 8 * gate.trainable(lm)

@@ -53,8 +53,9 @@ def stream(
     if len(texts) < len(files):
         raise UserError(f"two files have one name: {', '.join(sorted(f.stem for f in files))}; rename one.")
     for title, text in map(book, hub or []):
-        if texts.setdefault(rows.slug(title), text) is not text:
-            raise UserError(f"two texts are called '{rows.slug(title)}'; read one of them.")
+        if (called := rows.slug(title)) in texts:
+            raise UserError(f"two texts are called '{called}'; read one of them.")
+        texts[called] = text
     chosen = adapter or any(o.startswith(("model.adapter=", "scheme=")) for o in given)
     config = rows.configure(given if chosen else [*given, "scheme=full"], None, adapter)
     name = run_id or config.run_id or (Path(config.model.adapter or config.model.name).name + "-" + "-".join(texts))

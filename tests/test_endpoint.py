@@ -292,7 +292,7 @@ def test_the_command(endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.Mon
     assert [b["key"] for b in endpoint.bodies] == [None] * 20 + [f"Bearer {KEY}"] * 20
     for more, message in (
         ((), "--endpoint and --model go together"),
-        (("--model", "m", "boundary=rules"), "without boundary="),
+        (("--model", "m", "boundary=rules"), "leave boundary= out"),
         (("--model", "m", "--price-in", "1"), "--price-in and --price-out go together"),
         (("--model", "m", "--api-key-env", "NONE"), "--api-key-env=NONE: there is no such environment variable"),
     ):

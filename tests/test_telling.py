@@ -88,7 +88,7 @@ def test_what_cannot_work_is_said(made: tuple[Path, Path], tmp_path: Path, capsy
     given = ["--adapter", str(adapter), f"model={model}", "--problems", "12"]
     assert "taught by a policy" in fails(["boundary", "train", *given, "boundary=classifier"], capsys)
     assert "ends in any of" in fails(["boundary", "train", *given, "boundary=turn"], capsys)
-    assert "tau must be between 0 and 1" in fails(["evaluate", *given[:3], "boundary=classifier", "boundary.tau=2"], capsys)
+    assert "tau must be above 0 and below 1" in fails(["evaluate", *given[:3], "boundary=classifier", "boundary.tau=2"], capsys)
     bare = tmp_path / "bare"
     shutil.copytree(adapter.parent, bare)
     (bare / adapter.name / FILE).unlink()

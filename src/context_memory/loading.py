@@ -211,7 +211,6 @@ def card_of(lm: CompressedLM, config: Config, place: Path) -> Card:
     if lm.task is not None:
         path, digest = lm.task
         task = Task(os.path.relpath(path.resolve(), place.resolve()), digest)
-    before = folders.read_card(config.model.adapter).licence or UNKNOWN if config.model.adapter else ""
     tree = config.to_dict()
     tree["model"] = {**tree["model"], "name": base.name, "adapter": task and task.path}
     tree["data"] = {k: Path(v).name if isinstance(v, str) and os.path.isabs(v) else v for k, v in tree["data"].items()}
@@ -219,7 +218,13 @@ def card_of(lm: CompressedLM, config: Config, place: Path) -> Card:
     tree["boundary"] = boundary = {k: v for k, v in config.boundary.items() if k != "path"}
     tree["pins"] = pins = {name: {k: v for k, v in s.items() if k != "path"} for name, s in config.pins.items()}
     tree |= {"output": "result", "run_id": None, "called": None}  # where it was trained means nothing elsewhere
-    return Card(base, task, config.scheme, lm.positions, lm.gate, boundary, pins, tree, licence=joined(before, config.dataset().licence))
+    return Card(base, task, config.scheme, lm.positions, lm.gate, boundary, pins, tree, licence=licence_of(config))
+
+
+def licence_of(config: Config) -> str:
+    """What the data of a training leave its adapter, those of the adapter that it goes on from included."""
+    before = folders.read_card(config.model.adapter).licence or UNKNOWN if config.model.adapter else ""
+    return joined(before, config.dataset().licence)
 
 
 def _scheme(card: Card | None) -> Scheme:

@@ -28,11 +28,11 @@ def train(
 
 def run(config: object, dry_run: bool = False) -> None:
     """What the command does once it has a configuration; `run.py` does the same."""
-    from context_memory.adapter import read_card
     from context_memory.adapter_page import said_of
     from context_memory.config import Config
     from context_memory.data._licences import non_commercial
     from context_memory.estimate import estimate
+    from context_memory.loading import licence_of
     from context_memory.train import train as train_
 
     assert isinstance(config, Config)
@@ -43,5 +43,5 @@ def run(config: object, dry_run: bool = False) -> None:
     best = f", best evaluation loss {result.best_loss:.4f} at step {result.best_step}" if result.best_loss is not None else ""
     print(f"{'finished' if result.finished else 'stopped, the same command goes on'} after {result.steps} steps{best}")
     print(f"adapter: {result.adapter}")
-    if non_commercial(licence := read_card(result.adapter).licence):
+    if non_commercial(licence := licence_of(config)):
         print(f"licence of its data: {said_of(licence)}")

@@ -73,12 +73,12 @@ def test_a_training_ends_with_what_binds(data: str, warned: bool, ccm: Ccm, tmp_
 
 def test_a_dry_run_encodes_a_sample(ccm: Ccm, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of updates is reckoned from the first block; all the rows are alike, so that it is right."""
-    Path("my.jsonl").write_text("".join(json.dumps({"question": f"{i:04}?", "answer": "1 + 1 = 2\n#### 2"}) + "\n" for i in range(900)))
+    Path("many.jsonl").write_text("".join(json.dumps({"question": f"{i:04}?", "answer": "1 + 1 = 2\n#### 2"}) + "\n" for i in range(900)))
     seen: list[str] = []
     encode = Encoder.segments
     monkeypatch.setattr(Encoder, "segments", lambda self, example, *a, **k: seen.append(example.id) or encode(self, example, *a, **k))
     small = ("model.dtype=float32", "model.lora_r=2", "training.batch_size=4", "training.eval_samples=0", "--no_wandb")
-    code, out, err = ccm("train", f"model={toy}", "data=gsm8k", "data.path=my.jsonl", *small, "--dry-run")
+    code, out, err = ccm("train", f"model={toy}", "data=gsm8k", "data.path=many.jsonl", *small, "--dry-run")
     assert code == 0, err
     n = int(out.split("data ")[1].split()[0].replace(",", ""))
     assert n > BLOCK and len(set(seen)) <= BLOCK and f"(reckoned from a sample of {BLOCK} examples)" in out

@@ -211,13 +211,13 @@ def test_cuts_lose_nothing() -> None:
         (
             "b.jsonl",
             '{"question": "a", "answer": "#### 1"}\n\n{"question": "a"}',
-            "b.jsonl, line 3: there is no 'answer', only question",
+            "b.jsonl, line 3: needs a text 'answer', got nothing; have: question",
         ),
         ("c.jsonl", '{"question": "a", "answer": "one"}', "c.jsonl, line 1: no final number"),
         ("d.jsonl", "[1, 2]", "d.jsonl, line 1: needs an object"),
-        ("f.jsonl", '{"question": "a", "answer": " "}', "line 1: 'answer' is empty"),
-        ("g.jsonl", '{"question": "a", "answer": 72}', "line 1: 'answer' must be a text, got int 72"),
-        ("h.jsonl", '{"question": "a", "answer": "2", "original_reasoning": 5}', "'original_reasoning' must be a text, got int 5"),
+        ("f.jsonl", '{"question": "a", "answer": " "}', "line 1: needs a text 'answer', got ' '"),
+        ("g.jsonl", '{"question": "a", "answer": 72}', "line 1: needs a text 'answer', got 72 .int."),
+        ("h.jsonl", '{"question": "a", "answer": "2", "original_reasoning": 5}', "needs a text 'original_reasoning', got 5 .int."),
         ("i.jsonl", '{"question": "a", "answer": "2", "original_reasoning": null}', "is a number alone .'2'. and there is no sol"),
         ("e.json", '[{"question": "a",\n "answer": }]', "e.json, line 2: not JSON"),
     ],
@@ -226,6 +226,14 @@ def test_gsm8k_names_file_and_line_of_what_is_broken(tmp_path: Path, name: str, 
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=said):
         Gsm8k(path=str(tmp_path / name)).examples("train")
+
+
+def test_one_name_in_two_folders_is_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, number in (("a", 3), ("b", 5)):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        Path("my.jsonl").write_text("".join(f'{{"question": "{i}?", "answer": "#### {number}"}}\n' for i in range(40)))
+        assert {e.meta["answer"] for e in Gsm8k("my.jsonl").examples("train")} == {number}
 
 
 def test_gsm8k_says_what_a_folder_or_path_lacks(tmp_path: Path) -> None:

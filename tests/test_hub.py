@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -10,7 +11,7 @@ import pytest
 
 from context_memory.data import _hub
 from context_memory.data.books import Books
-from context_memory.data.dialogue import Dialogue, conversations
+from context_memory.data.dialogue import Dialogue
 from context_memory.errors import InputError
 
 BOOKS = [{"short_book_title": title, "text": text * 400} for title, text in (("Emma", "one two three "), ("Moby Dick", "four five six "))]
@@ -18,7 +19,7 @@ TALKS = [{"dialogue": ["Hi.", "Hello.", "How are you?"]}, {"dialogue": ["Alone."
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A hub of two books and some conversations; what was asked of it, and which rows were read."""
     asked: list[Any] = []
 
@@ -30,9 +31,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.delenv("CCM_DATA", raising=False)
-    conversations.cache_clear()
-    yield asked
-    conversations.cache_clear()
+    monkeypatch.chdir(tmp_path)  # what is remembered of one folder is not of another
+    return asked
 
 
 def test_a_book_by_number_or_title(hub: list[Any]) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from context_memory.errors import InputError
 
 Row = tuple[str, Mapping[str, Any]]
 """Where it stood, for messages, and what it said."""
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def rows_of(path: Path) -> list[Row]:
@@ -90,6 +93,20 @@ def decoded(file: Path, errors: str = "strict", advice: str = "") -> str:
             line = data.count(10, 0, at) + 1
             raise InputError(f"'{file}' has {what} at offset {at} (line {line}); is it a text? Convert it to UTF-8{advice}.")
     return data.decode("utf-8-sig", errors).replace("\0", "\N{REPLACEMENT CHARACTER}" if errors == "replace" else "")
+
+
+def once(read: Callable[P, T]) -> Callable[P, T]:
+    """Remembers what a reader has read, for as long as a relative path and `$CCM_DATA` mean the same: its arguments say where."""
+
+    @lru_cache(maxsize=16)
+    def kept(_: tuple[str, str], args: Any, kwargs: Any) -> T:
+        return read(*args, **dict(kwargs))
+
+    @wraps(read)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return kept((os.getcwd(), os.environ.get("CCM_DATA", "")), args, tuple(sorted(kwargs.items())))
+
+    return call
 
 
 def home(path: str, name: str) -> Path:

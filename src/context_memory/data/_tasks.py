@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 
 from context_memory.data._fields import all_texts, listed, options_of, texts
-from context_memory.data._files import Row, home, json_of, rows_of
+from context_memory.data._files import Row, home, json_of, once, rows_of
 
 Item = tuple[str, str, tuple[str, ...]]
 """Input, output, options."""
@@ -21,7 +20,7 @@ def item(row: Row) -> Item:
     return " ".join(said_in.split()), said_out, options_of(row, said_out)
 
 
-@lru_cache(maxsize=4)
+@once
 def pools(path: str, config: str) -> tuple[Pools, Pools]:
     """The tasks to train on, and those to test on."""
     place = home(path, "icl")
@@ -47,7 +46,7 @@ def _metaicl(folder: Path, part: str) -> list[Row]:
     return rows_of(files[0])
 
 
-@lru_cache(maxsize=4)
+@once
 def permissive(path: str) -> frozenset[str] | None:
     """The tasks whose licence allows redistribution and commercial use; None where nothing says so."""
     note = home(path, "icl") / "tasks.json"

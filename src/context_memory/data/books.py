@@ -11,12 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 from typing import ClassVar
 
 from context_memory.data import _hub
-from context_memory.data._files import home, must, text_of
+from context_memory.data._files import home, must, once, text_of
 from context_memory.data._licences import UNKNOWN
 from context_memory.data._rouge import rouge_l, said
 from context_memory.data.base import Dataset
@@ -38,7 +37,7 @@ def chunks(whole: str, words: int) -> list[str]:
     return ["".join(found[i : i + words]) for i in range(0, len(found), words)]
 
 
-@lru_cache(maxsize=8)
+@once
 def texts(path: str, split: str, corpus: str = "", most: int = 0) -> tuple[str, ...]:
     """The texts of a split."""
     if corpus:

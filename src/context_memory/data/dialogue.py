@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
 from context_memory.data import _hub
 from context_memory.data._fields import all_texts, listed
-from context_memory.data._files import Row, home, must, rows_of
+from context_memory.data._files import Row, home, must, once, rows_of
 from context_memory.data._licences import must_be_permissive, of_corpora
 from context_memory.data._rouge import rouge_l, said
 from context_memory.data.base import Dataset
@@ -40,7 +39,7 @@ def conversation(row: Row) -> tuple[str, ...]:
     return kept
 
 
-@lru_cache(maxsize=16)
+@once
 def conversations(path: str, corpus: str, split: str, most: int) -> tuple[tuple[str, ...], ...]:
     """Those of the files, in the order of the corpora, then those of the hub."""
     names = corpus.split("+")

@@ -15,13 +15,13 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
 from context_memory.data import _hub
 from context_memory.data._answers import final_number, same
-from context_memory.data._files import Row, rows_of
+from context_memory.data._fields import texts
+from context_memory.data._files import Row, once, rows_of
 from context_memory.data.base import Dataset
 from context_memory.text import Example
 
@@ -55,9 +55,8 @@ def uncomp(text: str) -> tuple[str, tuple[int, ...]]:
 def example(row: Row, id: str) -> Example | None:
     """The row as an example; None where the answer of an annotator or a trace is wrong."""
     where, fields = row
-    _must_have(where, fields)
-    question, answer = fields["question"].strip(), fields["answer"].strip()
-    annotated, own = fields.get("reasoning_with_compression"), fields.get("original_reasoning")
+    question, answer = (text.strip() for text in texts(row, "question", "answer"))
+    annotated, own = (texts(row, n)[0] if fields.get(n) else fields.get(n) for n in ("reasoning_with_compression", "original_reasoning"))
     plain = annotated is None and own is None
     gold = final_number(answer, marked=plain)
     if gold is None and plain and final_number(answer) is not None:
@@ -69,24 +68,9 @@ def example(row: Row, id: str) -> Example | None:
         raise ValueError(f"{where}: no final number in 'answer' ({answer[-40:]!r}); end it with '#### 72'.")
     if plain:
         return Example(question, CALCULATOR.sub("", answer), id=id, meta={"answer": gold})
-    target, cuts = (str(own), ()) if annotated is None else uncomp(annotated)
+    target, cuts = (own or "", ()) if annotated is None else uncomp(annotated)
     right = same(final_number(target), gold)
     return Example(question, target, cuts=cuts, id=id, meta={"answer": gold}) if right else None
-
-
-def _must_have(where: str, fields: object) -> None:
-    """Raises ValueError unless a row has the texts that it needs."""
-    if not isinstance(fields, Mapping):
-        raise ValueError(f"{where}: needs a row with 'question' and 'answer', got {type(fields).__name__}.")
-    for name in ("question", "answer", "reasoning_with_compression", "original_reasoning"):
-        value, needed = fields.get(name), name in ("question", "answer")
-        if needed and (value is None or (isinstance(value, str) and not value.strip())):
-            what = f"'{name}' is empty" if name in fields else f"there is no '{name}', only {', '.join(map(str, fields)) or 'nothing'}"
-            raise ValueError(
-                f"{where}: {what}; needs texts 'question' and 'answer' (besides, 'reasoning_with_compression' or 'original_reasoning')."
-            )
-        if value is not None and not isinstance(value, str):
-            raise ValueError(f"{where}: '{name}' must be a text, got {type(value).__name__} {value!r:.40}.")
 
 
 def part(question: str) -> int:
@@ -94,7 +78,7 @@ def part(question: str) -> int:
     return zlib.crc32(question.strip().encode()) % 100
 
 
-@lru_cache(maxsize=8)
+@once
 def load(path: str, split: str) -> tuple[tuple[Example, ...], int]:
     """The examples of a split and how many rows were dropped."""
     source = Path(path).expanduser()

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar
 
-from context_memory.data._files import home, must, rows_of
+from context_memory.data._files import home, must, once, rows_of
 from context_memory.data._lamp import Entry, User, lamp, plain
 from context_memory.data._licences import UNKNOWN
 from context_memory.data._rouge import among, rouge_l, said
@@ -22,7 +21,7 @@ from context_memory.text import Example
 SPLITS = ("train", "validation", "test")
 
 
-@lru_cache(maxsize=8)
+@once
 def users(path: str, task: str, split: str) -> tuple[User, ...]:
     """The rows of a split."""
     place = home(path, "personal")

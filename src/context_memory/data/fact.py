@@ -11,12 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from context_memory.data._conversations import Conversations
 from context_memory.data._fact_words import KINDS, words
-from context_memory.data._files import must
-from context_memory.data._licences import must_be_permissive, of_corpora
 from context_memory.data._rouge import said
-from context_memory.data.base import Dataset
-from context_memory.data.dialogue import SPLITS, conversations, must_be_long
 from context_memory.text import Example
 
 CHOICES = 8
@@ -32,17 +29,10 @@ def example(turns: Sequence[str], kind: str, word: str, others: Sequence[str], a
 
 
 @dataclass(frozen=True)
-class Fact(Dataset):
-    """Facts in the conversations of `path`, else of `$CCM_DATA/dialogue`."""
-
-    path: str = ""
-    corpus: str = "self_dialogue"
+class Fact(Conversations):
     turns: int = 12
     """Turns of the conversation, the fact not counted."""
     seed: int = 0
-    most: int = 20000
-    permissive: bool = True
-    """As those of `dialogue`."""
 
     samples: ClassVar[tuple[Example, ...]] = (
         example(("Hello!", "Hi. Nice day.", "It is."), "name", "Mia", ("Tom", "Kim"), 1, "a"),
@@ -54,18 +44,9 @@ class Fact(Dataset):
         if self.turns < 2:
             raise ValueError(f"turns must be at least 2, got {self.turns}.")
 
-    @property
-    def licence(self) -> str:
-        return of_corpora(self.path, self.corpus)
-
     def examples(self, split: str) -> Sequence[Example]:
-        must(split, SPLITS, "fact")
-        if self.permissive:
-            must_be_permissive(self.licence, split)
-        found = conversations(self.path, self.corpus, split, self.most)
-        must_be_long(found, split, self.turns if split == "test" else 2, "lower data.turns")
         out: list[Example] = []
-        for i, turns in enumerate(found):
+        for i, turns in enumerate(self.read(split, self.turns if split == "test" else 2, "lower data.turns")):
             draw = random.Random(f"{self.seed} {split} {i}")
             kind = draw.choice(list(KINDS))
             few = words(kind, split)

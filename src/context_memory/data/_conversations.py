@@ -1,0 +1,78 @@
+"""Conversations of files and of the hub, as `dialogue` and `fact` read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from context_memory.data import _hub
+from context_memory.data._fields import all_texts, listed
+from context_memory.data._files import Row, home, must, once, rows_of
+from context_memory.data._licences import must_be_permissive, of_corpora
+from context_memory.data.base import Dataset
+
+SPLITS = ("train", "validation", "test")
+
+
+def conversation(row: Row) -> tuple[str, ...]:
+    """The turns of a row, without outer blanks and line ends; empty ones are left out.
+
+    Raises:
+        ValueError: no list of at least two turns.
+    """
+    turns = all_texts(row[0], "turn", listed(row, "dialog", "dialogue"))
+    kept = tuple(" ".join(t.split()) for t in turns if t.strip())
+    if len(kept) < 2:
+        raise ValueError(f"{row[0]}: a dialogue of {len(kept)} turn(s) has nothing to answer; leave it out, or add the next turn.")
+    return kept
+
+
+@once
+def conversations(path: str, corpus: str, split: str, most: int) -> tuple[tuple[str, ...], ...]:
+    """Those of the files, in the order of the corpora, then those of the hub."""
+    names = corpus.split("+")
+    try:
+        place = home(path, "dialogue")
+    except ValueError:
+        if path or not set(names) <= set(_hub.CONVERSATIONS):
+            raise
+        place = Path()
+    file_of = {name: place / name / f"{split}.jsonl" for name in names}
+    far = [] if place.is_file() else [name for name in names if name in _hub.CONVERSATIONS and not file_of[name].is_file()]
+    files = [place] if place.is_file() else [file_of[name] for name in names if name not in far]
+    if lacking := [f for f in files if not f.is_file()]:
+        have = ", ".join(sorted(p.name for p in place.iterdir() if p.is_dir())) or "nothing"
+        raise ValueError(f"no file '{lacking[0]}'; data.corpus= names folders of '{place}' (a+b for two): {have}.")
+    rows = [row for file in files for row in rows_of(file)] + [row for name in far for row in _hub.conversations(name, split, most)]
+    return tuple(map(conversation, rows))
+
+
+@dataclass(frozen=True)
+class Conversations(Dataset):
+    """A dataset that is made of the conversations of `path` (a file, or a folder of corpora), else of `$CCM_DATA/dialogue`."""
+
+    path: str = ""
+    corpus: str = "self_dialogue"
+    """Folders of `path`, with + between them; of these, soda and dailydialog may come from the hub."""
+    most: int = 20000
+    """Conversations of a split that are read from the hub (SODA has over a million)."""
+    permissive: bool = True
+    """Do not train on a corpus that is known to forbid commercial use (dailydialog)."""
+
+    @property
+    def licence(self) -> str:
+        return of_corpora(self.path, self.corpus)
+
+    def read(self, split: str, turns: int, advice: str) -> tuple[tuple[str, ...], ...]:
+        """The conversations of a split.
+
+        Raises:
+            ValueError: no such split or corpus, one that is not to be trained on, or none of so many turns.
+        """
+        must(split, SPLITS, type(self).__name__.lower())
+        if self.permissive:
+            must_be_permissive(self.licence, split)
+        found = conversations(self.path, self.corpus, split, self.most)
+        if (longest := max(map(len, found))) < turns:
+            raise ValueError(f"no conversation of the {split} split has {turns} turns, the longest has {longest}; {advice}.")
+        return found

@@ -102,6 +102,9 @@ class Client:
                 return self._once(question)
             except NoReply as e:
                 fault = e
+            except UserError:
+                self.stopped.set()  # here, and not where it is heard of: this thread would have asked the next question by then
+                raise
             if not fault.again:
                 break
         raise fault

@@ -116,6 +116,8 @@ class Job:
             try:
                 for future in as_completed(futures):
                     fault = future.result()
+                    if client.stopped.is_set():
+                        continue  # on to the question whose error stopped all others
                     silent = silent + 1 if fault else 0
                     self.left.update([fault.reason] if fault else [])
                     if fault and silent >= min(DOWN, len(todo)):

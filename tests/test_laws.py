@@ -10,6 +10,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import LoraConfig
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import CheckpointError
@@ -116,6 +118,32 @@ def test_control_an_adapter_that_acts_is_seen(family: str) -> None:
     with torch.no_grad():
         wanted = reference.stock(lm)(input_ids=torch.tensor([ids])).logits
         assert (lm(layout([Segment(ids, compress=False)], lm.scheme)) - wanted).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", sorted({f for f, _ in tiny_lms()}))
+def test_lora_layers_run_where_something_is_gated(family: str) -> None:
+    """And are in their places afterwards, after an error too. A user's own second adapter is not passed over."""
+    lm = tiny_lm(family, Concat(n_comp=1))
+    layers = [m for m in lm.base.modules() if isinstance(m, LoraLayer)]
+    calls: list[int] = []
+    for layer in layers:
+        layer.register_forward_hook(lambda *_: calls.append(1))
+
+    def ran(compress: bool) -> int:
+        calls.clear()
+        lm(layout([Segment((1, 2, 3), compress=compress)], lm.scheme))
+        assert [m for m in lm.base.modules() if isinstance(m, LoraLayer)] == layers
+        return len(calls)
+
+    with torch.no_grad():
+        assert (ran(compress=False), ran(compress=True)) == (0, len(layers))
+        with pytest.raises(IndexError):
+            lm(layout([Segment((10**6,), compress=False)], lm.scheme))
+        assert [m for m in lm.base.modules() if isinstance(m, LoraLayer)] == layers
+        layers[0].update_layer("other", 2, 2, LoraConfig())
+        layers[0].set_adapter(["default", "other"])
+        assert ran(compress=False) == 1
+    assert ran(compress=False) == len(layers)  # where gradients are wanted, nothing is moved
 
 
 # ---- padding, batch mates, packing ------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ checkpointing replays the layer's `forward` without its hooks.)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from peft.tuners.lora.layer import LoraLayer, LoraVariant
@@ -57,19 +58,54 @@ class GatedLora(LoraVariant):
         return result.view(-1, result.shape[-1]).index_add_(0, gate.index, delta).view_as(result)
 
 
-def install(layers: Iterable[nn.Module], adapter_name: str = "default", attention: str = "self_attn") -> None:
+@dataclass(frozen=True)
+class Socket:
+    """A place in the model where a LoRA layer stands."""
+
+    parent: nn.Module
+    name: str
+    lora: LoraLayer
+    adapter_name: str
+
+    def unplug(self) -> None:
+        """Put the base layer there, unless another adapter acts beside ours."""
+        if self.lora.active_adapters == [self.adapter_name]:
+            self.parent._modules[self.name] = self.lora.base_layer
+
+    def plug(self) -> None:
+        self.parent._modules[self.name] = self.lora
+
+
+def install(layers: Iterable[nn.Module], adapter_name: str = "default", attention: str = "self_attn") -> list[Socket]:
     """Make the PEFT LoRA of these decoder layers conditional on the `lora_gate` keyword argument of each call.
 
     `attention` is the child that gets the keyword arguments; it runs before every other module of its layer that has a LoRA.
+    Returns where the LoRA layers stand.
     """
+    sockets: list[Socket] = []
     for layer in layers:
         seat = Seat()
-        for module in layer.modules():
-            if isinstance(module, LoraLayer) and adapter_name in module.lora_A:
-                module.lora_variant[adapter_name] = GatedLora(seat)
-                module.cast_input_dtype_enabled = False  # PEFT would cast every row, gated or not
+        for parent in layer.modules():
+            for name, module in parent.named_children():
+                if isinstance(module, LoraLayer) and adapter_name in module.lora_A:
+                    module.lora_variant[adapter_name] = GatedLora(seat)
+                    module.cast_input_dtype_enabled = False  # PEFT would cast every row, gated or not
+                    sockets.append(Socket(parent, name, module, adapter_name))
         layer.get_submodule(attention).register_forward_pre_hook(_sit(seat), with_kwargs=True)
         layer.register_forward_hook(_rise(seat), always_call=True)
+    return sockets
+
+
+@contextmanager
+def unplugged(sockets: Iterable[Socket]) -> Iterator[None]:
+    """Run the base layers alone: where no token is gated, calling PEFT's wrappers would cost a step of decoding 8 % (docs/log.md)."""
+    try:
+        for socket in sockets:
+            socket.unplug()
+        yield
+    finally:
+        for socket in sockets:
+            socket.plug()
 
 
 def _sit(seat: Seat):  # type: ignore[no-untyped-def]

@@ -18,7 +18,7 @@ from context_memory.boundaries.base import Boundary
 from context_memory.encode import Encoder
 from context_memory.errors import InputError
 from context_memory.families.base import Family, fitting
-from context_memory.gate import Gate
+from context_memory.gate import Gate, Socket
 from context_memory.generate import Decoder, generate
 from context_memory.memory import Memory
 from context_memory.mixing import Mix
@@ -84,6 +84,7 @@ class CompressedLM(nn.Module):
         if scheme.learned:
             self.comp.rate = LearnedRate(self.n_layers, base.config.num_key_value_heads, scheme.n_comp, self._head_size)
         self.peft: PeftModel | None = None
+        self._sockets: list[Socket] = []
         if lora is not None:
             self._attach(lora)
 
@@ -92,7 +93,7 @@ class CompressedLM(nn.Module):
         for name, p in peft.named_parameters():
             if "lora_" in name:
                 p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
-        gate.install(self.family.layers(self.base), attention=self.family.seat)
+        self._sockets = gate.install(self.family.layers(self.base), attention=self.family.seat)
         # Not a submodule: the LoRA weights live in `base` already.
         object.__setattr__(self, "peft", peft)
 
@@ -173,10 +174,12 @@ class CompressedLM(nn.Module):
                 extra["lora_gate"] = Gate(comp.flatten().nonzero()[:, 0])
         if mix is not None:
             extra["kv_mix"] = mix
-        out = self.family.decoder(self.base)(
-            inputs_embeds=embedded, attention_mask=mask, position_ids=position_ids, past_key_values=cache,
-            use_cache=cache is not None, **extra,
-        ).last_hidden_state  # fmt: skip
+        idle = "lora_gate" not in extra and not torch.is_grad_enabled()
+        with gate.unplugged(self._sockets if idle else ()):
+            out = self.family.decoder(self.base)(
+                inputs_embeds=embedded, attention_mask=mask, position_ids=position_ids, past_key_values=cache,
+                use_cache=cache is not None, **extra,
+            ).last_hidden_state  # fmt: skip
         return out if lanes is None else lanes.spread(out)
 
     def _lanes(self, plan: Plan, cache: Cache | None) -> attention.Lanes | None:

@@ -109,10 +109,15 @@ def test_the_command_teaches_and_the_pins_are_used(tmp_path: Path, capsys: pytes
     model = toys.folder(tmp_path / "model")
     _, adapter = toys.adapters(tmp_path, model)
     small = [f"model={model}", "data.max_steps=3"]
+    on = tmp_path / "tally" / "on" / "adapter"  # an adapter that goes on from one takes its head along
     for arguments in (
         ["pins", "train", "--adapter", str(adapter), *small, "--problems", "20", "--budget", "3"],
         ["evaluate", "--adapter", str(adapter), *small, "pins=[prompt,learned]", "pins.learned.budget=3", "boundary=every", "boundary.n=8",
          "evaluation.max_samples=2", "generation.max_new_tokens=40", "--alone", "--out", str(tmp_path / "out")],
+        ["train", *small, f"model.adapter={adapter}", "model.dtype=float32", "model.lora_r=2", "data=tally", "scheme=concat",
+         "boundary=newline", "pins=[prompt,learned]", "training.max_steps=1", "training.eval_samples=2", "run_id=on", f"output={tmp_path}"],
+        ["evaluate", "--adapter", str(on), *small, "evaluation.max_samples=2", "evaluation.generate=false", "--alone",
+         "--out", str(tmp_path / "out-on")],
     ):  # fmt: skip
         with pytest.raises(SystemExit) as end:
             main(arguments)
@@ -125,5 +130,7 @@ def test_the_command_teaches_and_the_pins_are_used(tmp_path: Path, capsys: pytes
     kept = json.loads((adapter / "pins.json").read_text())["kept"]
     assert kept["best possible"][0] >= max(share for name, (share, _) in kept.items() if name != "best possible")
     assert all(length <= 3 for _, length in kept.values())
-    settings = json.loads((tmp_path / "out" / "concat" / "settings.json").read_text())
-    assert settings["pins"][1]["path"] == head.digest(adapter / FILE)
+    for out in ("out", "out-on"):
+        settings = json.loads((tmp_path / out / "concat" / "settings.json").read_text())
+        assert settings["pins"][1]["path"] == head.digest(adapter / FILE)
+    assert head.digest(on / FILE) == head.digest(adapter / FILE)

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from transformers import TrainingArguments
 
 from context_memory import adapter as folders
-from context_memory import gate
+from context_memory import gate, head
 from context_memory.config import Config
 from context_memory.errors import UserError
 from context_memory.job import Job, lower, prepare
@@ -115,6 +115,8 @@ def _run(job: Job, folder: Path, told: list[str], main: bool) -> Result:
     result = Result(folder, folder / "adapter", steps, not clock.stopped, loss, step, final, clock.asked)
     if main:
         folders.save(lm, result.adapter, card_of(lm, config, result.adapter), numbers(config.training.save_dtype))
+        if config.model.adapter:
+            head.bring_along([config.make("boundary"), *config.make("pins")], Path(config.model.adapter), result.adapter)
         note = {k: v for k, v in asdict(result).items() if k not in ("folder", "adapter")}
         folders.write_json(folder / "result.json", {**note, "length": _length(config)})
     return result

@@ -98,7 +98,7 @@ def install(layers: Iterable[nn.Module], adapter_name: str = "default", attentio
 
 @contextmanager
 def unplugged(sockets: Iterable[Socket]) -> Iterator[None]:
-    """Run the base layers alone: where no token is gated, calling PEFT's wrappers would cost a step of decoding 8 % (docs/log.md)."""
+    """Run the base layers alone: where no token is gated, calling PEFT's wrappers would cost a step of decoding 7 % (docs/log.md)."""
     try:
         for socket in sockets:
             socket.unplug()

@@ -96,4 +96,4 @@ def _small(recipe: Path) -> list[str]:
     """Fewer and shorter examples, where a recipe's data are generated."""
     data = compose.load([], recipe).data
     made = ["data.train=40", "data.validation=4", "data.test=4"] if data["name"] in ("tally", "gsm_symbolic") else []
-    return [*made, "data.problems=2"] if "problems" in data and data["problems"] > 1 else made
+    return [*made, "data.problems=2"] if data.get("problems", 1) > 1 else made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -234,3 +235,26 @@ def test_grouped_heads_are_the_repeated_ones(monkeypatch: pytest.MonkeyPatch) ->
     config = lm.base.config
     assert counts == {None: {config.num_key_value_heads}, "0": {config.num_attention_heads}}
     assert (logits[None] - logits["0"]).abs().max() < 1e-10
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the switch is for processors")
+def test_a_single_query_is_packed_and_the_switch_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's kernel for grouped heads is slow for one query, in bfloat16 most of all; transformers' own packing is not."""
+    monkeypatch.delenv(attention.GROUPED, raising=False)
+    lm, calls = tiny_lm("llama", Concat(n_comp=2)), []
+    stock = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda q, k, v, **kw: calls.append((q.shape[2], q.shape[1] == k.shape[1], kw.get("enable_gqa", False))) or stock(q, k, v, **kw),
+    )
+    memory = lm.memory()
+    memory.write((5, 9, 3))
+    memory.compress()
+    groups = lm.base.config.num_attention_heads // lm.base.config.num_key_value_heads
+    assert groups > 1
+    assert {grouped for _, _, grouped in calls} == {True}
+    calls.clear()
+    memory.read((5,))
+    assert set(calls) == {(groups, True, False)}
+    assert attention.GROUPED not in os.environ

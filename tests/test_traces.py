@@ -93,6 +93,15 @@ def test_right_answers_that_ended_are_kept(draw, tmp_path: Path) -> None:  # typ
     assert not list(tmp_path.glob("*partial*"))
 
 
+def test_wrong_answers_are_kept_where_they_are_wanted(draw, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """With the number that they come to; one that is cut off or comes to none is of no use all the same."""
+    found, rows = draw(wrong=True)
+    assert [row["question"] for row in rows] == [*KEPT, "3+3?"]
+    assert rows[-1] == {"question": "3+3?", "answer": "#### 7", "original_reasoning": "3+3=7\n#### 7"}
+    assert (found.right, found.cut_off, found.kept) == (5, 1, 5)
+    assert read_back(tmp_path / "own.jsonl")["3+3?"].meta["answer"] == 7
+
+
 def test_what_is_read_back_is_what_the_model_said(draw, lm, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """To the token, for the plain traces and for those that `annotate` marks; each gives the right number."""
     draw()

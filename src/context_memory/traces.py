@@ -1,7 +1,8 @@
-"""Solutions that the model writes itself, kept where their final answer is right: targets in its own words.
+"""Solutions that the model writes itself, kept where their final answer is right (or all of them): targets in its own words.
 
 A memory that is trained on another author's prose moves the model away from its own, and costs accuracy before anything is
-compressed. So solutions are sampled, and the right ones kept (Yuan et al. 2023, arXiv:2308.01825). A row is {question, answer,
+compressed. So solutions are sampled, and the right ones kept (Yuan et al. 2023, arXiv:2308.01825). Wrong ones serve as well where a
+memory alone is trained: it is to give the frozen model what its full context would, mistakes included. A row is {question, answer,
 original_reasoning}, which `data=gsm8k` reads to the letter; a text that the tokenizer would not cut into the very tokens that the
 model chose is left out. Finished batches, wrong answers too, are lines of `<out>.partial.jsonl` until all are there.
 """
@@ -43,13 +44,13 @@ class Line:
     """Why it ended: `eos` or `length`."""
     tokens: int
     same_tokens: bool
-    """The text, tokenised, gives the tokens that the model chose. Asked of right answers alone."""
+    """The text, tokenised, gives the tokens that the model chose."""
     text: str
 
 
 @dataclass(frozen=True)
 class Traces:
-    """What was sampled, what was kept, and why the rest of the right ones was not."""
+    """What was sampled, what was kept, and why the rest of those that were wanted (the right ones, or all with a number) was not."""
 
     problems: int
     sampled: int
@@ -64,9 +65,10 @@ class Traces:
 
 def sample(
     lm: CompressedLM, encoder: Encoder, dataset: Dataset, examples: Sequence[Example], decode: output.Settings, out: Path,
-    *, samples: int = 1, batch_size: int = 32, progress: Progress | None = None,
+    *, samples: int = 1, batch_size: int = 32, wrong: bool = False, progress: Progress | None = None,
 ) -> Traces:  # fmt: skip
-    """Answer every example `samples` times and write the right answers that ended by themselves to `out`.
+    """Answer every example `samples` times and write the answers that ended by themselves to `out`: the right ones, or with `wrong`
+    all that come to a number, which is then the row's answer.
 
     Raises:
         UserError: settings that contradict each other or what was begun; no right answer; a batch that does not fit.
@@ -96,7 +98,7 @@ def sample(
         lines += found
         if progress and task is not None:
             progress.update(task, completed=len(lines))
-    kept, traces = _sift(examples, queue, lines)
+    kept, traces = _sift(examples, queue, lines, wrong)
     if not kept:
         why = f"{traces.right} right, {traces.cut_off} of them cut off (generation.max_new_tokens={decode.max_new_tokens})"
         raise UserError(f"none of {len(lines)} answers can be kept: {why}. They stay in '{partial}'; delete it to sample anew.")
@@ -165,7 +167,7 @@ def _speeds(decoder: Decoder) -> Iterator[str]:
 def _line(n: int, encoder: Encoder, dataset: Dataset, example: Example, out: Output) -> Line:
     # A dataset may be stricter than `final_number`, by which the row is read back; the answer must be right to both.
     right = dataset.score(example, out.text)["correct"] == 1 and same(final_number(out.text), example.meta["answer"])
-    return Line(n, right, out.reason, len(out.ids), right and _same_tokens(encoder, out), out.text)
+    return Line(n, right, out.reason, len(out.ids), _same_tokens(encoder, out), out.text)
 
 
 def _same_tokens(encoder: Encoder, out: Output) -> bool:
@@ -173,10 +175,11 @@ def _same_tokens(encoder: Encoder, out: Output) -> bool:
     return encoder.answer(Example("", out.text)) == tuple(i for i in out.ids if i not in encoder.mark)
 
 
-def _sift(examples: Sequence[Example], queue: Sequence[int], lines: Sequence[Line]) -> tuple[list[Row], Traces]:
+def _sift(examples: Sequence[Example], queue: Sequence[int], lines: Sequence[Line], wrong: bool) -> tuple[list[Row], Traces]:
     """The rows in the order of the examples, and the count."""
-    right = [line for line in lines if line.right]
-    ended = [line for line in right if line.reason == "eos"]
+    right = sum(line.right for line in lines)
+    wanted = [line for line in lines if line.right or (wrong and final_number(line.text) is not None)]
+    ended = [line for line in wanted if line.reason == "eos"]
     faithful = [line for line in ended if line.same_tokens]
     kept: dict[tuple[str, str], Line] = {}
     for line in sorted(faithful, key=lambda line: queue[line.n]):
@@ -184,11 +187,11 @@ def _sift(examples: Sequence[Example], queue: Sequence[int], lines: Sequence[Lin
     rows = [
         {
             "question": question,
-            "answer": f"#### {digits(examples[queue[line.n]].meta['answer'])}",
+            "answer": f"#### {digits(final_number(text) or 0.0)}",
             "original_reasoning": text,
         }
-        for (question, text), line in kept.items()
+        for question, text in kept
     ]
     tokens = sum(line.tokens for line in kept.values()) / max(1, len(kept))
-    counts = (len(right) - len(ended), len(ended) - len(faithful), len(faithful) - len(kept))
-    return rows, Traces(len(examples), len(lines), len(right), len(kept), tokens, *counts)
+    counts = (len(wanted) - len(ended), len(ended) - len(faithful), len(faithful) - len(kept))
+    return rows, Traces(len(examples), len(lines), right, len(kept), tokens, *counts)

@@ -14,6 +14,7 @@ def traces(
     samples: Annotated[int, typer.Option(help="Answers to each problem; more than one needs generation.temperature.")] = 1,
     split: Annotated[str, typer.Option(help="Which problems: train, validation or test.")] = "train",
     max_problems: Annotated[int | None, typer.Option("--max-problems", help="No more problems than this.")] = None,
+    wrong: Annotated[bool, typer.Option("--wrong", help="Keep wrong answers too, to train a memory alone.")] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Answers that are written at once.")] = 32,
     adapter: Annotated[str | None, typer.Option(help="An adapter folder; the same as model.adapter=.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A YAML file of settings; overrides come after it.")] = None,
@@ -41,10 +42,11 @@ def traces(
     with report.bar() as progress:
         found = own.sample(
             lm, config.encoder(lm.tokenizer), config.dataset(), examples, decode, out,
-            samples=samples, batch_size=batch_size, progress=progress,
+            samples=samples, batch_size=batch_size, wrong=wrong, progress=progress,
         )  # fmt: skip
     if found.cut_off or found.other_tokens or found.twice:
-        print(f"right but left out: {found.cut_off} cut off, {found.other_tokens} that tokenise differently, {found.twice} twice.")
+        which = "with a number" if wrong else "right"
+        print(f"{which} but left out: {found.cut_off} cut off, {found.other_tokens} that tokenise differently, {found.twice} twice.")
     print(
         f"{found.problems} problems, {found.sampled} sampled, {found.right} right ({100 * found.right / found.sampled:.1f} %), "
         f"{found.kept} kept, {found.mean_tokens:.0f} tokens each: {out}"

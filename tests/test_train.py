@@ -20,6 +20,7 @@ from context_memory import plugins
 from context_memory.batches import Batch, Collate, Rows, Schedule, to_plan, to_tensors
 from context_memory.compose import load
 from context_memory.config import Config
+from context_memory.data.gsm8k import part
 from context_memory.errors import UserError
 from context_memory.job import Job, prepare
 from context_memory.train import Result, run_folder, train
@@ -233,6 +234,28 @@ def test_the_best_adapter_is_kept_and_patience_ends(toy: Path, tmp_path: Path) -
     assert run.steps < 60 and run.finished
     assert run.best_step is not None and run.best_step <= run.steps - 2
     assert run.final_loss is not None and run.best_loss is not None and run.final_loss > run.best_loss
+
+
+def test_without_validation_examples_the_last_step_is_kept(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file of solutions to training problems alone has none: that is said, and no mean over nothing judges the parameters."""
+    sums = [(q, i + 1) for i in range(60) if part(q := f"What is {i} + 1?") >= 15]
+    lines = [json.dumps({"question": q, "answer": f"{q[8:-1]}\n= {n}\n#### {n}"}) for q, n in sums]
+    (tmp_path / "own.jsonl").write_text("\n".join(lines))
+    size = ["model.dtype=float32", "training.batch_size=2", "training.max_steps=6", "training.eval_steps=2", "training.wandb=false"]
+    run = train(load([f"model.name={toy}", f"output={tmp_path}", "data=gsm8k", f"data.path={tmp_path}/own.jsonl", "scheme=concat", *size]))
+    assert "no validation examples" in capsys.readouterr().err
+    assert (run.steps, run.finished, run.best_step, run.final_loss) == (6, True, None, None)
+    assert run.adapter.is_dir()
+    assert not any("eval_loss" in json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines())
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(toy: Path, tmp_path: Path) -> None:
+    job = prepare(config(toy, tmp_path, "scheme=concat"))
+    trainer = CcmTrainer(Learner(job.lm), _arguments(job, tmp_path / "t"), job, lambda entry: None)
+    for step, loss in enumerate((float("nan"), 2.0, float("nan"), 3.0), 1):
+        trainer.state.global_step = step
+        trainer._judge(loss)
+    assert trainer.best is not None and trainer.best[:2] == (2.0, 2)
 
 
 STEPS = ("training.max_steps=12", "training.save_steps=3", "training.eval_steps=6", "scheme=concat", "training.accumulate=2")

@@ -28,6 +28,8 @@ class Job:
     evaluation: Schedule | None
     collate: Collate
     steps: int
+    unjudged: bool = False
+    """The validation split has nothing to evaluate on, though it was asked for: the last parameters are kept instead of the best."""
 
     def left_out(self) -> list[str]:
         """What is not trained on, and why, as far as it is known by now."""
@@ -37,7 +39,8 @@ class Job:
             "examples longer than training.max_tokens left out so far": left.too_long,
             "examples without a target after their first compression left out so far": left.no_label,
         }
-        return [f"{n:,} {what}" for what, n in counts.items() if n]
+        empty = ["no validation examples: never evaluated, the last step is kept (training.eval_samples=0 asks for that)"]
+        return [f"{n:,} {what}" for what, n in counts.items() if n] + empty * self.unjudged
 
 
 def prepare(config: Config, lm: CompressedLM | None = None, sampled: bool = False) -> Job:
@@ -73,14 +76,15 @@ def prepare(config: Config, lm: CompressedLM | None = None, sampled: bool = Fals
     per_step = t.accumulate * world
     steps = t.max_steps or max(1, round(t.epochs * (schedule.about() if sampled else schedule.per_epoch) / per_step))
     schedule.size = steps * per_step
-    evaluation = None
+    evaluation, unjudged = None, False
     if min(limits) > 0:
         evaluation = Schedule(rows(config.examples("validation", *limits)), t, shuffle=False)
-        len(evaluation)
+        if not len(evaluation):
+            evaluation, unjudged = None, True
     if lm.scheme.hides:
         must_hide(schedule, lm)
     must_fit(schedule, lm, config)
-    return Job(config, lm, schedule, evaluation, Collate(train, teacher=t.loss == "distill"), steps)
+    return Job(config, lm, schedule, evaluation, Collate(train, teacher=t.loss == "distill"), steps, unjudged)
 
 
 def must_be_a_set(config: Config) -> None:

@@ -8,6 +8,7 @@ schedule and random states; its marker is written last, and one without a marker
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -143,7 +144,7 @@ class CcmTrainer(Trainer):
         if self.evaluated == self.state.global_step:
             return
         self.evaluated, self.last_loss = self.state.global_step, mean
-        if self.best is None or mean < self.best[0]:
+        if not math.isnan(mean) and (self.best is None or mean < self.best[0]):  # nan is no loss, and nothing is below it
             self.best, self.worse = (mean, self.state.global_step, copied(self.model)), 0
         else:
             self.worse += 1

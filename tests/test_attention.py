@@ -238,23 +238,32 @@ def test_grouped_heads_are_the_repeated_ones(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the switch is for processors")
-def test_a_single_query_is_packed_and_the_switch_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU's kernel for grouped heads is slow for one query, in bfloat16 most of all; transformers' own packing is not."""
+@pytest.mark.parametrize("scheme", [Concat(n_comp=2), Merge(n_comp=2)], ids=["concat", "merge"])
+def test_few_queries_are_packed_and_the_switch_is_left_as_it_was(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's kernel for grouped heads is slow for few queries; heads of a group as positions give the same, for uneven rows too."""
     monkeypatch.delenv(attention.GROUPED, raising=False)
-    lm, calls = tiny_lm("llama", Concat(n_comp=2)), []
+    lm, calls = tiny_lm("llama", scheme), []
     stock = torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(
-        torch.nn.functional,
-        "scaled_dot_product_attention",
-        lambda q, k, v, **kw: calls.append((q.shape[2], q.shape[1] == k.shape[1], kw.get("enable_gqa", False))) or stock(q, k, v, **kw),
-    )
-    memory = lm.memory()
-    memory.write((5, 9, 3))
-    memory.compress()
+
+
+    def spied(q: Tensor, k: Tensor, v: Tensor, **more: object) -> Tensor:
+        calls.append((q.shape[1:3], k.shape[1]))
+        return stock(q, k, v, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spied)
     groups = lm.base.config.num_attention_heads // lm.base.config.num_key_value_heads
     assert groups > 1
-    assert {grouped for _, _, grouped in calls} == {True}
-    calls.clear()
-    memory.read((5,))
-    assert set(calls) == {(groups, True, False)}
+
+    def answers() -> list[Tensor]:
+        memory = lm.memory(rows=2)
+        memory.run([[Segment((5, 9, 3))], [Segment((7, 10, 4, 4))]])
+        return [memory.fork().read((5,)), memory.fork().read((5, 6)), memory.read(LONG)]
+
+    few, shapes = answers(), set(calls)
+    assert {(s[1], s[0] == kv) for s, kv in shapes} >= {(groups, True), (2 * groups, True)}
     assert attention.GROUPED not in os.environ
+    monkeypatch.setattr(attention, "FEW", 0)
+    calls.clear()
+    plain = answers()
+    assert not any(s[0] == kv for s, kv in calls)
+    assert all((a - b).abs().max() < 1e-10 for a, b in zip(few, plain, strict=True))

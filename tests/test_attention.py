@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.utils import is_flash_attn_2_available
 
 import reference
-from context_memory import attention
+from context_memory import attention, grouped
 from context_memory.plan import SLOT, Plan, layout
 from context_memory.schemes.base import Scheme
 from context_memory.schemes.concat import Concat
@@ -239,12 +239,11 @@ def test_grouped_heads_are_the_repeated_ones(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the switch is for processors")
 @pytest.mark.parametrize("scheme", [Concat(n_comp=2), Merge(n_comp=2)], ids=["concat", "merge"])
-def test_few_queries_are_packed_and_the_switch_is_left_as_it_was(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_queries_are_regrouped_and_the_switch_is_left_as_it_was(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU's kernel for grouped heads is slow for few queries; heads of a group as positions give the same, for uneven rows too."""
-    monkeypatch.delenv(attention.GROUPED, raising=False)
+    monkeypatch.delenv(grouped.GROUPED, raising=False)
     lm, calls = tiny_lm("llama", scheme), []
     stock = torch.nn.functional.scaled_dot_product_attention
-
 
     def spied(q: Tensor, k: Tensor, v: Tensor, **more: object) -> Tensor:
         calls.append((q.shape[1:3], k.shape[1]))
@@ -261,8 +260,8 @@ def test_few_queries_are_packed_and_the_switch_is_left_as_it_was(scheme: Scheme,
 
     few, shapes = answers(), set(calls)
     assert {(s[1], s[0] == kv) for s, kv in shapes} >= {(groups, True), (2 * groups, True)}
-    assert attention.GROUPED not in os.environ
-    monkeypatch.setattr(attention, "FEW", 0)
+    assert grouped.GROUPED not in os.environ
+    monkeypatch.setattr(grouped, "FEW", 0)
     calls.clear()
     plain = answers()
     assert not any(s[0] == kv for s, kv in calls)

@@ -3,17 +3,15 @@
 Seam: transformers 5.23, `AttentionInterface.register` and `AttentionMaskInterface.register`. Our function calls the stock one. Before
 that it overwrites keys and values at slot columns (mixing schemes), and spreads out the queries of rows of different lengths: all
 other layers run the real tokens alone, side by side, so that a row pays nothing for the comp tokens of another. With neither to do it
-*is* the stock one, told on a CPU how to take grouped heads (`grouped`).
+*is* the stock one, told on a CPU how to take grouped heads (`grouped.py`).
 A boolean mask is right for sdpa alone: eager *adds* what it gets, flex_attention wants a BlockMask, and
 flash_attention_2 takes no such mask at all.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,17 +23,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from context_memory.errors import InputError
+from context_memory.grouped import grouped, regroup, ungroup
 from context_memory.mixing import Mix
 
 IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention", "flash_attention_2")
 PREFIX = "ccm_"
 SPREADS = ("sdpa", "eager")
 """Implementations whose mask says row by row what is seen."""
-
-GROUPED = "TRANSFORMERS_SDPA_FORCE_GQA"
-"""transformers' own switch: sdpa takes grouped heads under a mask as well."""
-FEW = 16
-"""Queries that are packed on a CPU; with 64 rows of 350 entries more are not faster for it."""
 
 
 @dataclass(frozen=True)
@@ -67,43 +61,6 @@ def eager_of(module: nn.Module) -> Callable[..., Any]:
     return getattr(sys.modules[type(module).__module__], "eager_attention_forward", eager_attention_forward)
 
 
-@contextmanager
-def grouped(query: Tensor) -> Iterator[None]:
-    """(b, heads, q, d) on a CPU: keys and values are not copied to every query head, which transformers does under a mask for the sake
-    of CUDA's kernels. The same bits, 15 times faster with 64 rows of 350 entries."""
-    if query.device.type != "cpu" or GROUPED in os.environ:
-        yield
-        return
-    os.environ[GROUPED] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(GROUPED, None)
-
-
-def pack(query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
-    """A few queries on a CPU, the heads of a group as if they were positions: the CPU's kernel for grouped heads is slow for few, up
-    to 14 times for one in bfloat16.
-
-    (b, heads, q, d), keys (b, kv heads, n, d), mask (b, 1, q, n) or None -> (b, kv heads, group * q, d), (b, 1, group * q, n); None
-    where that is not what is wanted. `unpack` is the way back.
-    """
-    heads, n = query.shape[1:3]
-    group = heads // key.shape[1]
-    if query.device.type != "cpu" or group == 1 or n > FEW or os.environ.get(GROUPED, "1") != "1":
-        return None
-    if mask is None:
-        if n > 1:
-            return None
-        mask = query.new_ones(1, 1, 1, key.shape[2], dtype=torch.bool)
-    return query.unflatten(1, (-1, group)).flatten(2, 3), mask.repeat(1, 1, group, 1)
-
-
-def unpack(out: Tensor, n: int) -> Tensor:
-    """(b, group * q, kv heads, d) -> (b, q, heads, d)"""
-    return out.unflatten(1, (-1, n)).permute(0, 2, 3, 1, 4).flatten(2, 3)
-
-
 def _ours(implementation: str) -> Callable[..., Any]:
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, kv_mix: Mix | None = None,
@@ -116,13 +73,13 @@ def _ours(implementation: str) -> Callable[..., Any]:
         stock = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_of(module))
         if lanes is not None:
             query = lanes.spread(query.transpose(1, 2)).transpose(1, 2)
-        packed = pack(query, key, attention_mask) if implementation == "sdpa" else None
+        regrouped = regroup(query, key, attention_mask) if implementation == "sdpa" else None
         with grouped(query):
-            if packed is None:
+            if regrouped is None:
                 out, weights = stock(module, query, key, value, attention_mask, **kwargs)
             else:
-                out, weights = stock(module, packed[0], key, value, packed[1], **kwargs)
-                out = unpack(out, query.shape[2])
+                out, weights = stock(module, regrouped[0], key, value, regrouped[1], **kwargs)
+                out = ungroup(out, query.shape[2])
         return (out if lanes is None else lanes.gather(out)), weights
 
     return attend

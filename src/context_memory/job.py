@@ -39,8 +39,10 @@ class Job:
             "examples longer than training.max_tokens left out so far": left.too_long,
             "examples without a target after their first compression left out so far": left.no_label,
         }
-        empty = ["no validation examples: never evaluated, the last step is kept (training.eval_samples=0 asks for that)"]
-        return [f"{n:,} {what}" for what, n in counts.items() if n] + empty * self.unjudged
+        said = [f"{n:,} {what}" for what, n in counts.items() if n]
+        if self.unjudged:
+            said.append("no validation examples: never evaluated, the last step is kept (training.eval_samples=0 asks for that)")
+        return said
 
 
 def prepare(config: Config, lm: CompressedLM | None = None, sampled: bool = False) -> Job:

@@ -71,7 +71,7 @@ def sample(
     all that come to a number, which is then the row's answer.
 
     Raises:
-        UserError: settings that contradict each other or what was begun; no right answer; a batch that does not fit.
+        UserError: settings that contradict each other or what was begun; no answer to keep; a batch that does not fit.
     """
     lm.family.must_be_causal("sampling traces")
     check(examples, decode, out, samples, batch_size)

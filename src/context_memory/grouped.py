@@ -1,0 +1,57 @@
+"""Grouped-query heads on a CPU: what the stock sdpa function is told, so that it takes them at the speed that the processor has.
+
+Seam: transformers 5.23, `TRANSFORMERS_SDPA_FORCE_GQA`, read at every call of its sdpa function; torch 2.13, whose CPU kernel for grouped
+heads is slow for few queries (docs/log.md, 2026-11-25). On other devices nothing is done.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+GROUPED = "TRANSFORMERS_SDPA_FORCE_GQA"
+"""transformers' own switch: sdpa takes grouped heads under a mask as well."""
+FEW = 16
+"""Queries a row up to which heads are regrouped on a CPU (64 rows of 350 entries, bfloat16: 20 ms instead of 35). With 64 queries it gains
+nothing, with 200 it loses."""
+
+
+@contextmanager
+def grouped(query: Tensor) -> Iterator[None]:
+    """(b, heads, q, d) on a CPU: keys and values are not copied to every query head, which transformers does under a mask for the sake
+    of CUDA's kernels. The same bits, 15 times faster with 64 rows of 350 entries."""
+    if query.device.type != "cpu" or GROUPED in os.environ:
+        yield
+        return
+    os.environ[GROUPED] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(GROUPED, None)
+
+
+def regroup(query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """A few queries on a CPU, the heads of a group as if they were positions: the CPU's kernel for grouped heads is slow for few, up
+    to 14 times for one in bfloat16.
+
+    (b, heads, q, d), keys (b, kv heads, n, d), mask (b, 1, q, n) or None -> (b, kv heads, group * q, d), (b, 1, group * q, n); None
+    where that is not what is wanted. `ungroup` is the way back.
+    """
+    heads, n = query.shape[1:3]
+    group = heads // key.shape[1]
+    if query.device.type != "cpu" or group == 1 or n > FEW or os.environ.get(GROUPED, "1") != "1":
+        return None
+    if mask is None:
+        if n > 1:
+            return None
+        mask = query.new_ones(1, 1, 1, key.shape[2], dtype=torch.bool)
+    return query.unflatten(1, (-1, group)).flatten(2, 3), mask.repeat(1, 1, group, 1)
+
+
+def ungroup(out: Tensor, n: int) -> Tensor:
+    """(b, group * q, kv heads, d) -> (b, q, heads, d)"""
+    return out.unflatten(1, (-1, n)).permute(0, 2, 3, 1, 4).flatten(2, 3)

@@ -52,6 +52,14 @@ def test_the_rarest_words_stay_whole() -> None:
     assert chosen == [[" Bu", "s", "an", " Jin"], [" Jin", " name"], []]
 
 
+def test_what_every_solution_says_is_not_rare() -> None:
+    """A command of LaTeX is no word, and words can be named that are none here, however they are written."""
+    words, ids = ("Therefore", " ", "3", "x", " \\", "frac", "{", "books", "}"), (900, 1, 2, 30, 4, 800, 5, 40, 6)
+    rules = [plugins.make("pins", "rare", budget=1, skip=skip) for skip in ("", "thus therefore", "therefore books x")]
+    chosen = [[words[i] for i in rule.chooses(Piece(ids, words))] for rule in rules]  # type: ignore[attr-defined]
+    assert chosen == [["Therefore"], ["books"], []]
+
+
 def test_of_a_chat_the_last_turn_comes_first_and_no_role() -> None:
     system, user = ("<|im_start|>", "system", "\n", "Be", " kind", "<|im_end|>", "\n"), ("<|im_start|>", "user", "\n", "I", " am", " Jin")
     words, ids = (*system, *user), (1, 700, 9, 500, 600, 2, 9, 1, 800, 9, 7, 8, 30)

@@ -207,6 +207,10 @@ def test_the_command(speaker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert code == 0, err
     assert out.splitlines()[-1] == "5 problems, 5 sampled, 4 right (80.0 %), 4 kept, 16 tokens each: traces.jsonl"
     assert set(read_back(Path("traces.jsonl"))) == set(KEPT)
+    parts = [("--max-problems", "2"), ("--skip", "2", "--max-problems", "3")]
+    for i, part in enumerate(parts):
+        assert run(*common, *part, "--out", f"part{i}.jsonl")[0] == 0
+    assert "".join(Path(f"part{i}.jsonl").read_text() for i in range(2)) == Path("traces.jsonl").read_text()
     ran = []
     counted = traces.Traces(1, 1, 1, 1, 9.0, 0, 0, 0)
     monkeypatch.setattr(traces, "sample", lambda lm, *a, **k: ran.append((lm.scheme.name, lm.task)) or counted)

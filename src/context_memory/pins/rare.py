@@ -12,7 +12,8 @@ from math import log
 
 from context_memory.pins.base import Piece, Pin
 
-WORD = re.compile(r"[^\W\d_]+")
+WORD = re.compile(r"(?<!\\)(?<![^\W\d_])[^\W\d_]+")
+"""Letters; a command of LaTeX (`\\frac`) is none."""
 MARK = re.compile(r"<\S+>|\[/?[A-Z_]+\]")
 """A token of its own that marks a turn: `<|im_end|>`, `<start_of_turn>`, `[INST]`."""
 
@@ -21,12 +22,17 @@ MARK = re.compile(r"<\S+>|\[/?[A-Z_]+\]")
 class Rare(Pin):
     budget: int = 4
     """Tokens of a segment; a word that no longer fits is passed over."""
+    skip: str = ""
+    """Words that are rare elsewhere and say nothing here, with blanks between them, such as `calculate therefore`."""
 
     def chooses(self, piece: Piece) -> list[int]:
         """Of several turns in a segment the last one's words come first; names of roles are nobody's words."""
         marks = [i for i, text in enumerate(piece.pieces) if MARK.fullmatch(text)]
         found: list[tuple[int, float, list[int]]] = []
+        skipped = self.skip.lower().split()
         for match in WORD.finditer("".join(piece.pieces)):
+            if match[0].lower() in skipped:
+                continue
             tokens = piece.covering(*match.span())
             role = tokens[0] - 1 in marks and piece.pieces[tokens[0]][0].isalpha()
             if not role and not set(tokens) & set(marks):

@@ -57,8 +57,10 @@ def test_a_recipe_trains(recipe: Path, toy: Path, data: Path, tmp_path: Path, mo
     monkeypatch.setenv("CCM_DATA", str(data))
     config = compose.load([f"model={toy}", *SMALL, f"output={tmp_path}", *_small(recipe)], recipe)
     assert config.run_id and config.scheme["name"]
-    if config.model.adapter:
-        config = replace(config, model=replace(config.model, adapter=str(_toy_of(config.model.adapter, config, tmp_path / "earlier"))))
+    for setting in ("adapter", "start"):
+        if name := getattr(config.model, setting):
+            earlier = _toy_of(name, config, tmp_path / setting)
+            config = replace(config, model=replace(config.model, **{setting: str(earlier)}))
     result = train(config)
     assert result.steps == 2 and (tmp_path / config.data["name"] / config.run_id / "adapter" / "ccm.json").is_file()
 
@@ -76,7 +78,8 @@ def _written_by(adapter: str) -> list[Config]:
 def _toy_of(name: str, config: Config, place: Path) -> Path:
     """A fresh toy adapter of the scheme that the adapter `name` has: shipped, or what a recipe writes."""
     (was,) = _written_by(name) if not name.startswith("adapters/") else [Config.from_dict(adapter.read_card(ROOT / name).config)]
-    toy = replace(was, model=replace(was.model, name=config.model.name, adapter=None, dtype="float32", lora_r=config.model.lora_r))
+    model = replace(was.model, name=config.model.name, adapter=None, start=None, dtype="float32", lora_r=config.model.lora_r)
+    toy = replace(was, model=model)
     lm = loading.build(toy)
     adapter.save(lm, place, loading.card_of(lm, toy, place))
     return place

@@ -17,6 +17,7 @@ from torch import Tensor
 import toys
 from context_memory import job as jobs
 from context_memory import plugins
+from context_memory.adapter import read_card
 from context_memory.batches import Batch, Collate, Rows, Schedule, to_plan, to_tensors
 from context_memory.compose import load
 from context_memory.config import Config
@@ -103,6 +104,33 @@ def test_only_the_adapter_is_trained(toy: Path, tmp_path: Path) -> None:
     assert all(torch.equal(p, before[n]) for n, p in job.lm.named_parameters() if n in before)
     assert all("lora_" in n or n == "lm.comp.weight" for n in trained(Learner(job.lm)))
     assert {p.dtype for p in trained(job.lm).values()} == {torch.float32} and job.lm.base.dtype == torch.bfloat16
+
+
+def test_a_fresh_adapter_begins_with_the_weights_of_another(toy: Path, tmp_path: Path) -> None:
+    """Of one that stands on another task adapter, or on none; its card names its own."""
+    _, old = toys.adapters(tmp_path / "old", toy)
+    task, other = toys.adapters(tmp_path / "new", toy, seed=2)
+    small = ("scheme=concat", "model.lora_r=2")
+    theirs, fresh = (trained(prepare(config(toy, tmp_path, *small, f"model.{k}={v}")).lm) for k, v in (("adapter", old), ("adapter", task)))
+    for on in ((), (f"model.adapter={task}",)):
+        job = prepare(config(toy, tmp_path, *small, f"model.start={old}", *on))
+        mine = trained(job.lm)
+        assert set(mine) == set(theirs) and all(torch.equal(p, theirs[n]) for n, p in mine.items())
+        assert not all(torch.equal(p, fresh[n]) for n, p in mine.items())
+        assert (None if job.lm.task is None else job.lm.task[0]) == (task if on else None)
+    run = train(config(toy, tmp_path, *small, f"model.start={old}", f"model.adapter={task}", "training.max_steps=1"))
+    card = read_card(run.adapter)
+    assert card.task is not None and (run.adapter / card.task.path).resolve() == task
+    assert card.config["model"]["start"] is None and str(tmp_path) not in (run.adapter / "ccm.json").read_text()
+    for more, message in (
+        ((f"model.start={old}", f"model.adapter={other}", "model.lora_r=2"), "name one of the two"),
+        ((f"model.start={task}", "model.lora_r=2"), "must be compression adapters"),
+        ((f"model.start={old}",), "has LoRA of rank 2 on"),
+        ((f"model.start={old}", "model.lora_r=2", "scheme.n_comp=4"), "4 comp token"),
+        ((f"model.start={tmp_path}",), "ccm.json"),
+    ):
+        with pytest.raises(UserError, match=message):
+            prepare(config(toy, tmp_path, "scheme=concat", *more))
 
 
 def test_the_evaluation_examples_are_not_the_training_examples(toy: Path, tmp_path: Path) -> None:

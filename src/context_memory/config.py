@@ -30,6 +30,8 @@ class ModelConfig:
     """Known name, hub id, folder or .gguf file."""
     adapter: str | None = None
     """An adapter folder: a task adapter is merged into the model first, a compression adapter is loaded."""
+    start: str | None = None
+    """A compression adapter whose weights a new one begins with, whatever task adapter it was trained on."""
     dtype: str = "auto"
     """`bfloat16`, `float32` or `float16`; `auto`: bfloat16 where the device multiplies it natively, else float32."""
     attn_implementation: str = "sdpa"

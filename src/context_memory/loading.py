@@ -77,7 +77,7 @@ def load(
     except (ValueError, LookupError) as e:
         raise UserError(str(e.args[0])) from e
     if attached is not None:
-        _fill(lm, attached)
+        folders.fill(lm, attached)
     lm.facts, lm.card, lm.home = facts, card, place
     lm.task = None if task is None else (task, folders.sha256(task / folders.LORA))
     return lm.eval()
@@ -156,7 +156,11 @@ def cast(model: nn.Module, dtype: torch.dtype) -> None:
 def build(config: Config) -> CompressedLM:
     """The model that a configuration trains: the base (with its task adapter merged) and an adapter, fresh or gone on with.
 
-    `model.adapter` names a task adapter to build on, or an adapter of the same kind to go on with.
+    `model.adapter` names a task adapter to build on, or an adapter of the same kind to go on with; a fresh adapter begins with the
+    weights of `model.start`, whatever task adapter those were trained on.
+
+    Raises:
+        UserError: as `load`; a target that the model has not; a start that does not fit.
     """
     m, scheme = config.model, config.make("scheme")
     card = folders.read_card(m.adapter) if m.adapter else None
@@ -164,6 +168,8 @@ def build(config: Config) -> CompressedLM:
     lora = LoraConfig(
         r=m.lora_r, lora_alpha=m.lora_alpha, lora_dropout=m.lora_dropout, target_modules=targets(config), task_type="CAUSAL_LM"
     )  # fmt: skip
+    if m.start and goes_on:
+        raise UserError(f"model.start is for a fresh adapter, and model.adapter='{m.adapter}' is one to go on with; name one of the two.")
     torch.manual_seed(config.training.seed)
     try:
         lm = load(
@@ -172,6 +178,8 @@ def build(config: Config) -> CompressedLM:
         )  # fmt: skip
     except ValueError as e:  # PEFT: a target that the model has not
         raise UserError(f"model.targets={m.targets}: {e}") from e
+    if m.start:
+        folders.begin(lm, m.start)
     for key, p in lm.named_parameters():
         p.requires_grad_(("lora_" in key or key.startswith("comp.")) and p.numel() > 0)
     return lm
@@ -212,7 +220,7 @@ def card_of(lm: CompressedLM, config: Config, place: Path) -> Card:
         path, digest = lm.task
         task = Task(os.path.relpath(path.resolve(), place.resolve()), digest)
     tree = config.to_dict()
-    tree["model"] = {**tree["model"], "name": base.name, "adapter": task and task.path}
+    tree["model"] = {**tree["model"], "name": base.name, "adapter": task and task.path, "start": None}
     tree["data"] = {k: Path(v).name if isinstance(v, str) and os.path.isabs(v) else v for k, v in tree["data"].items()}
     # What was learnt is looked for beside the adapter.
     tree["boundary"] = boundary = {k: v for k, v in config.boundary.items() if k != "path"}
@@ -222,9 +230,9 @@ def card_of(lm: CompressedLM, config: Config, place: Path) -> Card:
 
 
 def licence_of(config: Config) -> str:
-    """What the data of a training leave its adapter, those of the adapter that it goes on from included."""
-    before = folders.read_card(config.model.adapter).licence or UNKNOWN if config.model.adapter else ""
-    return joined(before, config.dataset().licence)
+    """What the data of a training leave its adapter, those of the adapters that it goes on from or begins with included."""
+    before = [folders.read_card(a).licence or UNKNOWN for a in (config.model.adapter, config.model.start) if a]
+    return joined(*before, config.dataset().licence)
 
 
 def _scheme(card: Card | None) -> Scheme:
@@ -257,29 +265,3 @@ def _task(adapter: Path, card: Card) -> Path | None:
         f"adapter '{adapter}' was trained on top of another task adapter than the one at '{there[0]}' "
         f"(sha256 {hashes[there[0]][:12]}, expected {card.task.sha256[:12]})."
     )
-
-
-def _fill(lm: CompressedLM, adapter: Path) -> None:
-    """Put the saved numbers in."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    assert lm.peft is not None
-    lost = set_peft_model_state_dict(lm.peft, load_file(adapter / folders.LORA))
-    if lost.unexpected_keys:
-        raise UserError(
-            f"adapter '{adapter}' has weights for modules that the model lacks: {', '.join(lost.unexpected_keys[:3])}."
-        )
-    if n := lm.scheme.n_comp:
-        saved = folders.load_comp(adapter)
-        rows = saved.pop("weight")[:n]
-        if len(rows) < n:  # one row would be copied to all
-            raise UserError(f"adapter '{adapter}' has {len(rows)} comp embedding(s) and its card says {n}; get the folder again.")
-        with torch.no_grad():
-            lm.comp.weight.copy_(rows)
-        if lm.comp.rate is not None:
-            if not saved:
-                raise UserError(f"adapter '{adapter}' has no learned rates; use scheme.learned=false, as it was trained.")
-            with torch.no_grad():
-                lm.comp.rate.weight.copy_(saved["rate.weight"][:, :, :n])
-                lm.comp.rate.bias.copy_(saved["rate.bias"][:, :, :n])

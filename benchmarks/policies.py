@@ -1,6 +1,6 @@
 """What a boundary policy costs: decoding throughput with each of them beside `full`, in one harness and one run.
 
-    python benchmarks/policies.py [--tokens 96] [--batch 1 8 32] [--repeat 3] [--length 33]
+    python benchmarks/policies.py [--tokens 96] [--batch 1 8 32] [--repeat 3] [--length 33] [--marked FOLDER]
 
 All solve the same tally problems with the shipped adapters, greedily, through the one decode loop, write the same number of tokens and
 never stop early. `every` and `random` end segments of `--length` tokens on average, which is what a line has. The rows take turns, so that
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--length", type=int, default=33, help="tokens a segment, for every and random")
     parser.add_argument("--dtype", default="auto", help="auto: bfloat16 where the CPU multiplies it natively, else float32")
+    parser.add_argument("--marked", help="an adapter trained with boundary=model (recipes/tally_model_concat.yaml), for a row of that policy")
     args = parser.parse_args()
     ours = CompressedLM.load(MODEL, ADAPTER, dtype=args.dtype)
     full = CompressedLM.load(MODEL, ADAPTER, dtype=args.dtype, scheme=plugins.make("schemes", "full"))
@@ -65,6 +66,9 @@ def main() -> None:
         "classifier": Timed(tau=0.35, path=str(ADAPTER)),
     }  # type: ignore[dict-item]
     rows = {"full": (full, policies["newline"]), **{name: (ours, policy) for name, policy in policies.items()}}
+    if args.marked:
+        marked = CompressedLM.load(MODEL, args.marked, dtype=args.dtype)
+        rows["model"] = (marked, marked.encoder.boundary)
     examples = Tally(min_steps=5, max_steps=6).examples("test")
     what = f"{MODEL}, {str(ours.base.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads"
     table = Table(title=f"{what}, {args.tokens} new tokens a row, best of {args.repeat}")

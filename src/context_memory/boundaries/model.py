@@ -52,7 +52,7 @@ class Model(Boundary):
         spare = [t for t in tokenizer.all_special_tokens if t != tokenizer.eos_token]
         raise ValueError(
             f"boundary 'model' needs one token of the vocabulary that nothing else uses; {', '.join(map(repr, wanted))} "
-            f"is none here. Name one, boundary.token=...; special tokens here: {', '.join(spare[:12]) or 'none'}."
+            f"is none here. Name one, in quotes: \"boundary.token='<|...|>'\"; special tokens here: {', '.join(spare[:12]) or 'none'}."
         )
 
     def ends(self, step: Step) -> bool:

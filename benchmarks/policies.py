@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--length", type=int, default=33, help="tokens a segment, for every and random")
     parser.add_argument("--dtype", default="auto", help="auto: bfloat16 where the CPU multiplies it natively, else float32")
-    parser.add_argument("--marked", help="an adapter trained with boundary=model (recipes/tally_model_concat.yaml), for a row of that policy")
+    parser.add_argument("--marked", help="an adapter of recipes/tally_model_concat.yaml, for a row of that policy")
     args = parser.parse_args()
     ours = CompressedLM.load(MODEL, ADAPTER, dtype=args.dtype)
     full = CompressedLM.load(MODEL, ADAPTER, dtype=args.dtype, scheme=plugins.make("schemes", "full"))

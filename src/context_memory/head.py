@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, gelu, linear
 
 from context_memory.errors import UserError
 
@@ -38,6 +38,12 @@ class Head(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         out: Tensor = self.layers((hidden.to(self.mean.dtype) - self.mean) * self.scale)
         return out[..., 0]
+
+    def folded(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weights and biases of both layers, the first with the standardisation in it: what one token is read with."""
+        first, _, last = self.layers
+        weight = first.weight * self.scale
+        return weight, first.bias - weight @ self.mean, last.weight, last.bias
 
 
 def fit(
@@ -170,7 +176,13 @@ class Headed:
             raise UserError(f"'{self.file}' was trained on {what}, got '{origin['model']}'; {train}.")
 
     def read(self, hidden: Tensor) -> list[float]:
-        """The probability of each of the (n, hidden) last hidden states."""
-        found, _ = self.trained
-        scores: list[float] = found.to(hidden.device)(hidden).sigmoid().tolist()
+        """The probability of each of the (n, hidden) last hidden states. Asked at every step, so nothing is done twice."""
+        if hidden.device not in self._folded:
+            self._folded[hidden.device] = tuple(x.to(hidden.device) for x in self.trained[0].folded())
+        weight, bias, out, shift = self._folded[hidden.device]
+        scores: list[float] = linear(gelu(linear(hidden.to(weight.dtype), weight, bias)), out, shift)[..., 0].sigmoid().tolist()
         return scores
+
+    @cached_property
+    def _folded(self) -> dict[torch.device, tuple[Tensor, ...]]:
+        return {}

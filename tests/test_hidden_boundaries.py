@@ -63,14 +63,14 @@ def encoder_for(lm: CompressedLM, policy) -> Encoder:  # type: ignore[no-untyped
 
 
 def test_what_a_step_reads_is_what_the_head_says(tmp_path: Path) -> None:
-    """The standardisation is folded into the first layer; float32 hidden states of a float64 head."""
+    """The standardisation is folded into the first layer."""
     policy, hidden = classifier(tmp_path, 16), torch.randn(5, 16)
     made, _ = policy.trained
     made.mean.normal_()
     made.scale.uniform_(0.5, 2.0)
     with torch.inference_mode():
-        assert policy.read(hidden) == pytest.approx(made(hidden).sigmoid().tolist(), abs=1e-12)
-        assert policy.read(hidden[:1]) == pytest.approx(policy.read(hidden)[:1], abs=1e-12)
+        assert policy.read(hidden) == pytest.approx(made(hidden).sigmoid().tolist(), abs=1e-6)
+        assert policy.read(hidden[:1]) == pytest.approx(policy.read(hidden)[:1], abs=1e-6)
 
 
 def test_cuts_found_at_once_are_those_of_a_stream(lm: CompressedLM, tmp_path: Path) -> None:

@@ -41,9 +41,9 @@ class Head(nn.Module):
 
     def folded(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Weights and biases of both layers, the first with the standardisation in it: what one token is read with."""
-        first, _, last = self.layers
-        weight = first.weight * self.scale
-        return weight, first.bias - weight @ self.mean, last.weight, last.bias
+        weight, bias, out, shift = self.layers.parameters()
+        weight = weight * self.scale
+        return weight, bias - weight @ self.mean, out, shift
 
 
 def fit(

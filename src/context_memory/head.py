@@ -42,8 +42,8 @@ class Head(nn.Module):
     def folded(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Weights and biases of both layers, the first with the standardisation in it: what one token is read with."""
         weight, bias, out, shift = self.layers.parameters()
-        weight = weight * self.scale
-        return weight, bias - weight @ self.mean, out, shift
+        scaled = weight * self.scale
+        return scaled, bias - scaled @ self.mean, out, shift
 
 
 def fit(

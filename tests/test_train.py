@@ -349,3 +349,14 @@ def test_rows_count_what_they_leave_out(toy: Path, tmp_path: Path) -> None:
     narrow = Rows(rows.examples, rows.encoder, plugins.make("schemes", "concat"), "skip", "memory", 100)  # type: ignore[arg-type]
     assert narrow[0] is None and narrow.left.too_long == 1
     assert set(Collate(rows)([Batch([[0]])])) == set(to_tensors(rows.plan(0)))
+
+
+def test_a_mark_that_looks_like_another_token_is_told(toy: Path, tmp_path: Path) -> None:
+    """A model cannot choose between two rows of the output embedding that are the same."""
+    marked = config(toy, tmp_path, "scheme=full", "boundary=model", "boundary.token='<|system|>'", "boundary.teacher=newline")
+    lm = prepare(marked).lm
+    rows, (mark,) = lm.base.get_output_embeddings().weight, marked.encoder(lm.tokenizer).mark
+    with torch.no_grad():
+        rows[mark + 1] = rows[mark] * 1.001
+    with pytest.raises(UserError, match=r"'<\|system\|>', whose row .* is that of 1 other tokens.*'<\|user\|>'"):
+        prepare(marked, lm)

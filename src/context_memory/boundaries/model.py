@@ -16,7 +16,7 @@ from typing import Any
 from context_memory import plugins
 from context_memory.boundaries.base import Boundary, Step
 
-USUAL = ("<|reserved_special_token_0|>", "<|fim_pad|>", "<empty_output>", "<unused0>", "<|extra_0|>", "<|placeholder1|>")
+USUAL = ("<|reserved_special_token_0|>", "<|fim_pad|>", "<repo_name>", "<unused0>", "<|extra_0|>", "<|placeholder1|>")
 """Tokens of well-known vocabularies that nothing uses in prose, mathematics and chat."""
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from context_memory.errors import InputError
 from context_memory.plan import Tokens
 from context_memory.schemes.base import Scheme, check_n_comp
 
@@ -29,16 +30,21 @@ from context_memory.schemes.base import Scheme, check_n_comp
 class Concat(Scheme):
     n_comp: int = 2
     recurrent: bool = True
+    window: int = 0
+    """Raw tokens before the running one, of segments that are compressed already, that it still sees."""
 
     def __post_init__(self) -> None:
         check_n_comp(self.n_comp)
+        if self.window < 0:
+            raise InputError(f"window must be 0 or more tokens, got {self.window}.")
 
     @classmethod
     def variants(cls) -> list[Scheme]:
-        return [cls(n_comp=2), cls(n_comp=1, recurrent=False)]
+        return [cls(n_comp=2), cls(n_comp=1, recurrent=False), cls(n_comp=1, window=5)]
 
     def sees(self, q: Tokens, k: Tokens) -> Tensor:
-        return (k.segment == q.segment) | (k.comp & (q.reads | self.recurrent))
+        latest = k.raw & (q.position - k.position <= self.window) if self.window else k.raw & False
+        return (k.segment == q.segment) | (k.comp & (q.reads | self.recurrent)) | latest
 
     def capacity(self, step: int) -> int:
-        return step * self.n_comp
+        return step * self.n_comp + self.window

@@ -110,7 +110,8 @@ class Stream:
         scheme, n = self.lm.scheme, self.lm.scheme.n_comp
         self.lm.family.must_be_causal("a stream")
         if not n or scheme.max_steps is not None or not scheme.static or scheme.capacity(MANY) != (n if scheme.mixes else MANY * n):
-            raise InputError(f"scheme '{scheme.name}' does not add one chunk after another to a memory; use concat or merge.")
+            use = "use merge or concat (scheme.window=0: a stream has its own)"
+            raise InputError(f"scheme '{scheme.name}' does not add one chunk after another to a memory; {use}.")
         self._fits(self._room(self.settings.memory(scheme, MANY)) + n)
 
     def _fits(self, entries: int) -> None:

@@ -13,6 +13,17 @@ C 1 1 1 . . .
 c . . 1 1 . .
 C . . 1 1 1 .
 d . . 1 . 1 1
+
+With `window`, the latest raw tokens of segments that are compressed already stay in view for a while, as in a stream:
+
+>>> print(picture(Concat(n_comp=1, window=1), "ab|c|d"))
+  a b C c C d
+a 1 . . . . .
+b 1 1 . . . .
+C 1 1 1 . . .
+c . 1 1 1 . .
+C . . 1 1 1 .
+d . . 1 1 1 1
 """
 
 from __future__ import annotations

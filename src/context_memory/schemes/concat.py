@@ -54,8 +54,8 @@ class Concat(Scheme):
         return [cls(n_comp=2), cls(n_comp=1, recurrent=False), cls(n_comp=1, window=5)]
 
     def sees(self, q: Tokens, k: Tokens) -> Tensor:
-        latest = k.raw & (q.position - k.position <= self.window) if self.window else k.raw & False
-        return (k.segment == q.segment) | (k.comp & (q.reads | self.recurrent)) | latest
+        earlier = k.comp | (k.raw & (q.position - k.position <= self.window)) if self.window else k.comp
+        return (k.segment == q.segment) | (earlier & (q.reads | self.recurrent))
 
     def capacity(self, step: int) -> int:
         return step * self.n_comp + self.window

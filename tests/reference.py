@@ -62,6 +62,8 @@ class Reference:
         self.open: list[Entry] = []
         """Tokens that were read since the last boundary (with scheme=window, ever) and are not pinned."""
         self.reach: int | None = lm.scheme.size if lm.scheme.name == "window" else None
+        self.late: list[Entry] = []
+        """With a window of concat: the raw tokens of all segments that were compressed, pins not."""
         self.h: list[States] = []
         """The comp keys and values of every compression so far, n_comp columns each."""
         self.pooled: list[Entry] = []
@@ -129,6 +131,7 @@ class Reference:
             edges = [-(-i * n // many) for i in range(many + 1)] if many else []
             runs = [[e.states for e in self.open[a:b]] for a, b in itertools.pairwise(edges)]
             self.pooled += [Entry(summed([1 / len(run)] * len(run), run)) for run in runs]
+        self.late += self.open if self.lm.scheme.name == "concat" else []
         self.open = self.open if self.reach else []
         self.clock += len(comp) if self.lm.positions == "base" else 0
 
@@ -136,7 +139,8 @@ class Reference:
         """One token after pins, memory (if it reads it), the open segment and `beside`: (logits, its own keys and values)."""
         cache = DynamicCache()
         read = [e for e in self.open if not self.reach or position - e.near < self.reach]  # type: ignore[operator]
-        seen = [*self.pins, *(self.memory() if reads else []), *read, *beside]
+        late = [e for e in self.late if reads and position - e.near <= self.lm.scheme.window]  # type: ignore[operator]
+        seen = [*self.pins, *(self.memory() if reads else []), *late, *read, *beside]
         for i, window in enumerate(self.windows):
             for entry in seen:
                 if window is None or near is None or entry.near is None or near - entry.near < window:

@@ -25,6 +25,7 @@ from context_memory.testing import tiny_lm
 from context_memory.text import Example, Segment
 from context_memory.train import Result, train
 from context_memory.trainer import Learner
+from context_memory.weights import load_comp
 
 SCHEMES = [s for key in ("concat", "merge", "gist") for s in plugins.find("schemes", key).variants()]  # type: ignore[attr-defined]
 RATIOS = ("scheme.n_comp=4", "training.n_comp=[1,2,4]")
@@ -151,7 +152,7 @@ def test_a_stopped_run_goes_on_with_the_same_draws(toy: Path, tmp_path: Path, mo
 
 
 def test_any_number_of_the_set_is_loaded_and_no_other(toy: Path, trained: Result, tmp_path: Path) -> None:
-    table = adapter.load_comp(trained.adapter)["weight"]
+    table = load_comp(trained.adapter)["weight"]
     assert len(table) == 4 and adapter.read_card(trained.adapter).n_comp == [1, 2, 4]
     concat = plugins.find("schemes", "concat")
     for n in (1, 2, 4):

@@ -7,6 +7,7 @@ import torch
 
 import reference
 from context_memory.plan import layout
+from context_memory.schemes.concat import Concat
 from context_memory.schemes.merge import Merge
 from context_memory.testing import tiny_lm, tiny_lms
 from context_memory.text import Segment
@@ -48,4 +49,15 @@ def test_control_another_rule_is_seen(slip: str) -> None:
     lm.scheme = Merge(n_comp=1, **other.get(slip, {}))  # type: ignore[arg-type]
     plan = layout(TEXT, lm.scheme, "base" if slip == "positions" else "skip")
     with torch.no_grad():
+        assert (lm(plan)[plan.tokens.raw] - wanted).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("window", [4, 6])
+def test_control_another_window_is_seen(window: int) -> None:
+    """One token more or less of what stays in view gives other logits."""
+    lm = tiny_lm("llama", Concat(n_comp=1, window=5))
+    wanted = reference.logits(lm, TEXT)
+    lm.scheme = Concat(n_comp=1, window=window)
+    with torch.no_grad():
+        plan = layout(TEXT, lm.scheme, "skip")
         assert (lm(plan)[plan.tokens.raw] - wanted).abs().max() > 1e-3

@@ -222,6 +222,7 @@ def test_the_command(speaker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for more, message in (
         (("--samples", "2", "--out", "b.jsonl"), "all alike at generation.temperature=0"),
         (("--out", "a.txt"), "must end in .jsonl or .json"),
+        (("--skip", "99", "--out", "b.jsonl"), "no problems to sample from"),
         (("--out", "none/a.json"), "there is no folder 'none'"),
         ((), "'traces.jsonl' is there already"),
         (("scheme=concat", "--out", "b.jsonl"), "needs a compression adapter"),

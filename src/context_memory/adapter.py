@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
 from context_memory.adapter_page import page
 from context_memory.errors import UserError
@@ -232,63 +231,3 @@ def check_base(folder: str | Path, card: Card, base: Base) -> None:
             f"adapter '{folder}' was trained on {mine}, weights {mine.weights[:20]}, got {base}, weights {base.weights[:20]}: "
             "same shape, other numbers. Load the model that it was trained on."
         )
-
-
-def load_comp(folder: str | Path) -> dict[str, Tensor]:
-    """(n_comp, hidden) comp embeddings, as `weight`, and what else a scheme learns beside them."""
-    return load_file(Path(folder) / COMP)
-
-
-def fill(lm: CompressedLM, adapter: str | Path) -> None:
-    """Put the saved numbers in.
-
-    Raises:
-        UserError: weights of modules that the model lacks; comp embeddings or learned rates that are missing.
-    """
-    from peft import set_peft_model_state_dict
-
-    assert lm.peft is not None
-    lost = set_peft_model_state_dict(lm.peft, load_file(Path(adapter) / LORA))
-    if lost.unexpected_keys:
-        raise UserError(
-            f"adapter '{adapter}' has weights for modules that the model lacks: {', '.join(lost.unexpected_keys[:3])}."
-        )
-    if n := lm.scheme.n_comp:
-        saved = load_comp(adapter)
-        rows = saved.pop("weight")[:n]
-        if len(rows) < n:  # one row would be copied to all
-            raise UserError(f"adapter '{adapter}' has {len(rows)} comp embedding(s) and its card says {n}; get the folder again.")
-        with torch.no_grad():
-            lm.comp.weight.copy_(rows)
-        if lm.comp.rate is not None:
-            if not saved:
-                raise UserError(f"adapter '{adapter}' has no learned rates; use scheme.learned=false, as it was trained.")
-            with torch.no_grad():
-                lm.comp.rate.weight.copy_(saved["rate.weight"][:, :, :n])
-                lm.comp.rate.bias.copy_(saved["rate.bias"][:, :, :n])
-
-
-def begin(lm: CompressedLM, start: str | Path) -> None:
-    """Copy the weights of another compression adapter into the fresh one of `lm`, whatever task adapter either stands on.
-
-    Raises:
-        UserError: a task adapter; one of another model; another rank, other modules, too few comp tokens.
-    """
-    from peft import LoraConfig
-
-    card = read_card(start)
-    assert lm.peft is not None and lm.facts is not None
-    if card.is_task or not lm.scheme.n_comp:
-        raise UserError(f"model.start='{start}' gives comp tokens their weights: both it and what is trained must be compression adapters.")
-    check_base(start, card, lm.facts)
-    theirs, mine = (
-        (c.r, sorted(c.target_modules), n)
-        for c, n in ((LoraConfig.from_pretrained(str(start)), max(card.n_comp)), (lm.peft.peft_config["default"], lm.scheme.n_comp))
-    )
-    if theirs[:2] != mine[:2] or theirs[2] < mine[2]:
-        what = "LoRA of rank {} on {}, {} comp token(s)"
-        raise UserError(
-            f"model.start='{start}' has {what.format(*theirs)}, and this run {what.format(*mine)}; "
-            "give model.lora_r, model.targets and scheme.n_comp that fit."
-        )
-    fill(lm, start)

@@ -12,6 +12,7 @@ import torch
 from context_memory import cutting
 from context_memory.batches import Batch, Collate, Rows, Schedule
 from context_memory.config import Config
+from context_memory.encode import Encoder
 from context_memory.errors import UserError
 from context_memory.loading import build
 from context_memory.model import CompressedLM
@@ -63,7 +64,7 @@ def prepare(config: Config, lm: CompressedLM | None = None, sampled: bool = Fals
         lm.base.activation_checkpointing_enable({"use_reentrant": False})
     t = config.training
     encoder = config.encoder(lm.tokenizer)
-    must_be_writable(lm, encoder.mark)
+    must_be_writable(lm, encoder)
     supervise = "memory" if lm.gate == "comp" else "all"
     longest = min(t.max_tokens, lm.max_positions)
 
@@ -100,19 +101,21 @@ def must_be_a_set(config: Config) -> None:
         )
 
 
-def must_be_writable(lm: CompressedLM, mark: Sequence[int]) -> None:
+def must_be_writable(lm: CompressedLM, encoder: Encoder) -> None:
     """Raises UserError if a mark (`boundary=model`) looks like other tokens to the model: rows of the output embedding that no text ever
     trained are often the same, and of equally likely tokens it would always write another one."""
-    rows = lm.base.get_output_embeddings().weight.detach() if mark else torch.empty(0)
+    if not encoder.mark:
+        return
+    rows = lm.base.get_output_embeddings().weight.detach()
 
     def like(token: int) -> int:
         row = rows[token].float()
         return sum(int(((part.float() - row).norm(dim=-1) <= 0.01 * row.norm()).sum()) for part in rows.split(1 << 14)) - 1
 
-    for token in mark:
+    for token in encoder.mark:
         if n := like(token):
             words = lm.tokenizer.get_added_vocab()
-            usable = sorted(repr(t) for t, i in words.items() if i < len(rows) and i not in lm.encoder.stops and not like(i))
+            usable = sorted(repr(t) for t, i in words.items() if i < len(rows) and i not in encoder.stops and not like(i))
             raise UserError(
                 f"boundary 'model' would have the model write {lm.tokenizer.convert_ids_to_tokens(token)!r}, whose row of the output "
                 f"embedding is that of {n:,} other tokens, so it cannot. Name one, boundary.token=; these have rows of their own: "

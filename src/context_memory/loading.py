@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 
 from context_memory import adapter as folders
-from context_memory import plugins
+from context_memory import plugins, weights
 from context_memory.adapter import Base, Card, Task
 from context_memory.config import Config
 from context_memory.data._licences import UNKNOWN, joined
@@ -77,7 +77,7 @@ def load(
     except (ValueError, LookupError) as e:
         raise UserError(str(e.args[0])) from e
     if attached is not None:
-        folders.fill(lm, attached)
+        weights.fill(lm, attached)
     lm.facts, lm.card, lm.home = facts, card, place
     lm.task = None if task is None else (task, folders.sha256(task / folders.LORA))
     return lm.eval()
@@ -179,7 +179,7 @@ def build(config: Config) -> CompressedLM:
     except ValueError as e:  # PEFT: a target that the model has not
         raise UserError(f"model.targets={m.targets}: {e}") from e
     if m.start:
-        folders.begin(lm, m.start)
+        weights.begin(lm, m.start)
     for key, p in lm.named_parameters():
         p.requires_grad_(("lora_" in key or key.startswith("comp.")) and p.numel() > 0)
     return lm

@@ -125,7 +125,7 @@ def check(examples: Sequence[Example], decode: output.Settings, out: Path, sampl
     if out.exists() and not partial_of(out).exists():
         raise UserError(f"'{out}' is there already; name another --out, or delete it.")
     if not examples:
-        raise UserError("no problems to sample from; is --max-problems 0, or the split empty?")
+        raise UserError("no problems to sample from; is --max-problems 0, --skip past the end, or the split empty?")
     for e in examples:
         if e.context or not isinstance(e.meta.get("answer"), int | float):
             raise UserError(f"item '{e.id}' has a context, or not one number as its answer: a row could not give it back; use other data.")

@@ -14,7 +14,7 @@ def traces(
     samples: Annotated[int, typer.Option(help="Answers to each problem; more than one needs generation.temperature.")] = 1,
     split: Annotated[str, typer.Option(help="Which problems: train, validation or test.")] = "train",
     max_problems: Annotated[int | None, typer.Option("--max-problems", help="No more problems than this.")] = None,
-    skip: Annotated[int, typer.Option(help="Leave out so many problems at the start: parts of a set, made side by side.")] = 0,
+    skip: Annotated[int, typer.Option(min=0, help="Leave out so many problems at the start: parts of a set, made side by side.")] = 0,
     wrong: Annotated[bool, typer.Option("--wrong", help="Keep wrong answers too, to train a memory alone.")] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Answers that are written at once.")] = 32,
     adapter: Annotated[str | None, typer.Option(help="An adapter folder; the same as model.adapter=.")] = None,
@@ -35,7 +35,7 @@ def traces(
     if not any(o.startswith("scheme") for o in given):
         config = replace(config, scheme={"name": "full", "n_comp": 0})
     examples = config.training_examples() if split == "train" else config.examples(split, config.data["max_eval_samples"])
-    examples = examples[max(0, skip) :][: len(examples) if max_problems is None else max(0, max_problems)]
+    examples = examples[skip:][: len(examples) if max_problems is None else max(0, max_problems)]
     g = config.generation
     decode = Settings(g.max_new_tokens, g.temperature, g.top_p, g.seed)
     own.check(examples, decode, out, samples, batch_size)

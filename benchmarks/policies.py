@@ -1,10 +1,12 @@
 """What a boundary policy costs: decoding throughput with each of them beside `full`, in one harness and one run.
 
-    python benchmarks/policies.py [--tokens 96] [--batch 1 8 32] [--repeat 3] [--length 33] [--marked FOLDER]
+    python benchmarks/policies.py [data=tally ...] [--adapter FOLDER] [--tokens 96] [--batch 1 8 32] [--repeat 3] [--length 33]
+                                  [--marked FOLDER]
 
-All solve the same tally problems with the shipped adapters, greedily, through the one decode loop, write the same number of tokens and
-never stop early. `every` and `random` end segments of `--length` tokens on average, which is what a line has. The rows take turns, so that
-whatever else the machine does falls on all of them; the table shows the best of the repeats.
+All solve the same problems (of tally, unless others are named) with the same adapter (the shipped one of tally), greedily, through the one
+decode loop, write the same number of tokens and never stop early. `every` and `random` end segments of `--length` tokens on average, which
+is what a line of tally has; `classifier` needs one in the adapter's folder. The rows take turns, so that whatever else the machine does
+falls on all of them; the table shows the best of the repeats. Runs on the GPU where there is one.
 """
 
 from __future__ import annotations
@@ -17,16 +19,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from context_memory import plugins
+from context_memory import plugins, rows
+from context_memory.adapter import read_card
 from context_memory.boundaries.base import Boundary
-from context_memory.boundaries.classifier import Classifier
-from context_memory.data.tally import Tally
+from context_memory.boundaries.classifier import FILE, Classifier
 from context_memory.encode import Encoder
 from context_memory.generate import Decoder, Settings
-from context_memory.model import CompressedLM
+from context_memory.loading import accelerator, load
 
-MODEL = "smollm2-135m-instruct"
-ADAPTER = Path(__file__).resolve().parents[1] / "adapters" / f"{MODEL}-tally-concat"
+ADAPTER = Path(__file__).resolve().parents[1] / "adapters" / "smollm2-135m-instruct-tally-concat"
+TALLY = ["data=tally", "data.min_steps=5", "data.max_steps=6"]
 
 
 class Endless(Encoder):
@@ -41,6 +43,8 @@ class Timed(Classifier):
     spent = 0.0
 
     def read(self, hidden: torch.Tensor) -> list[float]:
+        if hidden.is_cuda:
+            torch.cuda.synchronize()  # what was queued before is not the head's
         start = time.perf_counter()
         scores = super().read(hidden)
         Timed.spent += time.perf_counter() - start
@@ -49,6 +53,9 @@ class Timed(Classifier):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="*", default=TALLY, help="key=value: the problems; tally of 5 or 6 steps if none is given")
+    parser.add_argument("--adapter", type=Path, default=ADAPTER)
+    parser.add_argument("--tau", type=float, default=0.35, help="of the classifier")
     parser.add_argument("--tokens", type=int, default=96, help="tokens a row")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--repeat", type=int, default=3)
@@ -56,28 +63,31 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto", help="auto: bfloat16 where the CPU multiplies it natively, else float32")
     parser.add_argument("--marked", help="an adapter of recipes/tally_model_concat.yaml, for a row of that policy")
     args = parser.parse_args()
-    ours = CompressedLM.load(MODEL, ADAPTER, dtype=args.dtype)
-    full = CompressedLM.load(MODEL, ADAPTER, dtype=args.dtype, scheme=plugins.make("schemes", "full"))
+    model, place = read_card(args.adapter).base.name, accelerator()
+    ours = load(model, args.adapter, dtype=args.dtype, device=place)
+    full = load(model, args.adapter, dtype=args.dtype, device=place, scheme=plugins.make("schemes", "full"))
     policies: dict[str, Boundary] = {
         "newline": plugins.make("boundaries", "newline"),
         "rules": plugins.make("boundaries", "rules"),
         "every": plugins.make("boundaries", "every", n=args.length),
         "random": plugins.make("boundaries", "random", mean=args.length),
-        "classifier": Timed(tau=0.35, path=str(ADAPTER)),
     }  # type: ignore[dict-item]
-    rows = {"full": (full, policies["newline"]), **{name: (ours, policy) for name, policy in policies.items()}}
+    if (args.adapter / FILE).is_file():
+        policies["classifier"] = Timed(tau=args.tau, path=str(args.adapter))
+    ways = {"full": (full, policies["newline"]), **{name: (ours, policy) for name, policy in policies.items()}}
     if args.marked:
-        marked = CompressedLM.load(MODEL, args.marked, dtype=args.dtype)
-        rows["model"] = (marked, marked.encoder.boundary)
-    examples = Tally(min_steps=5, max_steps=6).examples("test")
-    what = f"{MODEL}, {str(ours.base.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads"
+        marked = load(model, args.marked, dtype=args.dtype, device=place)
+        ways["model"] = (marked, marked.encoder.boundary)
+    examples = list(rows.configure(args.data, None, None).examples("test", max(args.batch)))
+    where = torch.cuda.get_device_name() if place else f"{torch.get_num_threads()} threads"
+    what = f"{model}, {str(ours.base.dtype).removeprefix('torch.')}, {where}"
     table = Table(title=f"{what}, {args.tokens} new tokens a row, best of {args.repeat}")
     for name in ("batch", "policy", "tokens/s", "of full", "compressions a row", "head's share %"):
         table.add_column(name, justify="right")
     for batch in args.batch:
-        best, folds, share = dict.fromkeys(rows, 0.0), dict.fromkeys(rows, 0.0), 0.0
+        best, folds, share = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0.0), 0.0
         for _ in range(args.repeat):
-            for name, (lm, policy) in rows.items():
+            for name, (lm, policy) in ways.items():
                 encoder = Endless(lm.tokenizer, policy, ours.encoder.pins)
                 decoder = Decoder(lm, encoder, [encoder.prompt(e) for e in examples[:batch]], Settings(args.tokens))
                 tokens = decoder.run()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from transformers.utils import is_flash_attn_2_available
 
 import reference
 from context_memory import attention, grouped
+from context_memory.cudnn import without_cudnn
 from context_memory.plan import SLOT, Plan, layout
 from context_memory.schemes.base import Scheme
 from context_memory.schemes.concat import Concat
@@ -266,3 +268,37 @@ def test_few_queries_are_regrouped_and_the_switch_is_left_as_it_was(scheme: Sche
     plain = answers()
     assert not any(s[0] == kv for s, kv in calls)
     assert all((a - b).abs().max() < 1e-10 for a, b in zip(few, plain, strict=True))
+
+
+def test_cudnn_is_left_out_where_attention_is_differentiated() -> None:
+    """And is there again afterwards, whatever happened; where a person has switched it off, it stays off."""
+    on = torch.backends.cuda.cudnn_sdp_enabled
+    before = on()
+    try:
+        for switch in (True, False):
+            torch.backends.cuda.enable_cudnn_sdp(switch)
+            with suppress(ZeroDivisionError), without_cudnn(torch.device("cuda")):
+                assert not on()
+                raise ZeroDivisionError
+            assert on() is switch
+            with without_cudnn(torch.device("cpu")):
+                assert on() is switch
+            with torch.no_grad(), without_cudnn(torch.device("cuda")):
+                assert on() is switch
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="cuDNN's kernels run on a GPU alone")
+def test_the_gradient_under_a_mask_is_a_number_on_a_gpu() -> None:
+    """The case of pytorch/pytorch#196678: 704 tokens, every score about -120."""
+    torch.manual_seed(0)
+    n, d = 704, 64
+    q, k, v = (torch.randn(1, 1, n, d, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    q, k = q * 0.1, k * 0.1
+    q[..., 0], k[..., 0] = 1.0, -120 * d**0.5
+    query = q.requires_grad_()
+    mask = torch.ones(n, n, dtype=torch.bool, device="cuda").tril()[None, None]
+    with without_cudnn(query.device):
+        torch.nn.functional.scaled_dot_product_attention(query, k, v, attn_mask=mask).sum().backward()
+    assert query.grad is not None and bool(query.grad.isfinite().all())

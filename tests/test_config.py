@@ -55,6 +55,8 @@ def test_the_gate_follows_the_scheme() -> None:
         (["boundary=paragraph"], r"no boundary called 'paragraph'; have: .*create boundaries/paragraph\.py"),
         (["data=mnist"], "no dataset called 'mnist'; have: "),
         (["pins={sink: {}, rare: {budget: 2}}"], "settings are said one by one"),
+        (["pins.prompt=null"], r"stands for settings, not for a value\. Name the rules .*: pins=\[prompt,numbers\]"),
+        (["evaluation=null"], r"evaluation=null: 'evaluation' stands for settings, .* one by one: split, max_samples, "),
         (["pins=[nose]"], "no pin called 'nose'; have: "),
         (["training.lr=fast"], r"training\.lr=fast: Value 'fast' of type 'str' could not be converted to Float"),
         (["scheme.n_comp=two"], r"scheme\.n_comp=two: .* Integer"),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from context_memory import plugins
 from context_memory.boundaries.base import Boundary, Step
@@ -125,6 +129,31 @@ def test_sampling_is_seeded_row_by_row() -> None:
     first, again = (generate(lm, encoder, prompts, hot) for _ in range(2))
     other = generate(lm, encoder, prompts, Settings(max_new_tokens=12, temperature=1.0, top_p=0.9, seed=4))
     assert [o.ids for o in first] == [o.ids for o in again] != [o.ids for o in other]
+
+
+class Counted(TorchDispatchMode):
+    """Counts operations by name; `_local_scalar_dense` moves a number off the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ops[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("scheme", ["concat", "merge", "compressive", "nothing", "window"])
+def test_a_device_is_asked_as_often_for_one_row_as_for_many(scheme: str) -> None:
+    """On a GPU every question waits for all that was queued: one a row makes boundaries cost more than the model."""
+    lm = tiny_lm("llama", plugins.make("schemes", scheme))  # type: ignore[arg-type]
+    encoder, counts = Encoder(Letters(), Every(n=3), [Odd()]), []
+    for rows in (2, 8):
+        with Counted() as mode:
+            outs = generate(lm, encoder, [segments([5, 9, 3, 1], kept=True)] * rows, Settings(max_new_tokens=10))
+        assert all(o.compressions == outs[0].compressions > 1 for o in outs)
+        counts.append({name: mode.ops[name] for name in ("_local_scalar_dense", "index", "index_put_", "_to_copy", "sum")})
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("name", ["num_beams", "assistant_model", "repetition_penalty"])

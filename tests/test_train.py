@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import toys
@@ -24,6 +25,7 @@ from context_memory.config import Config
 from context_memory.data.gsm8k import part
 from context_memory.errors import UserError
 from context_memory.job import Job, prepare
+from context_memory.loading import build
 from context_memory.train import Result, run_folder, train
 from context_memory.trainer import MARKER, CcmTrainer, Learner, newest, trained
 
@@ -284,6 +286,21 @@ def test_a_loss_that_is_no_number_is_never_the_best(toy: Path, tmp_path: Path) -
         trainer.state.global_step = step
         trainer._judge(loss)
     assert trainer.best is not None and trainer.best[:2] == (2.0, 2)
+
+
+def test_a_gradient_that_is_no_number_ends_the_training_before_it_spreads(toy: Path, tmp_path: Path) -> None:
+    told = config(toy, tmp_path, "scheme=concat", "training.max_steps=6", "training.save_steps=2", "run_id=x")
+    lm, backwards = build(told), []
+    spoilt = next(iter(trained(lm).values()))
+    spoilt.register_hook(lambda g: backwards.append(1) or g * (float("nan") if len(backwards) == 4 else 1.0))
+    with pytest.raises(UserError, match=r"gradient of step 4 is nan.*training\.lr"):
+        train(told, lm)
+    assert spoilt.isfinite().all()
+    kept = sorted((tmp_path / "tally/x/checkpoints").glob("checkpoint-*"))
+    assert [c.name for c in kept] == ["checkpoint-2"]
+    assert all(x.isfinite().all() for x in load_file(kept[0] / "trained.safetensors").values())
+    again = train(told)
+    assert again.finished and again.steps == 6
 
 
 STEPS = ("training.max_steps=12", "training.save_steps=3", "training.eval_steps=6", "scheme=concat", "training.accumulate=2")

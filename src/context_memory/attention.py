@@ -3,7 +3,7 @@
 Seam: transformers 5.23, `AttentionInterface.register` and `AttentionMaskInterface.register`. Our function calls the stock one. Before
 that it overwrites keys and values at slot columns (mixing schemes), and spreads out the queries of rows of different lengths: all
 other layers run the real tokens alone, side by side, so that a row pays nothing for the comp tokens of another. With neither to do it
-*is* the stock one, told on a CPU how to take grouped heads (`grouped.py`).
+*is* the stock one, told on a CPU how to take grouped heads (`grouped.py`), and on a GPU which kernel not to train with (`cudnn.py`).
 A boolean mask is right for sdpa alone: eager *adds* what it gets, flex_attention wants a BlockMask, and
 flash_attention_2 takes no such mask at all.
 """
@@ -22,6 +22,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
+from context_memory.cudnn import without_cudnn
 from context_memory.errors import InputError
 from context_memory.grouped import grouped, regroup, ungroup
 from context_memory.mixing import Mix
@@ -74,7 +75,7 @@ def _ours(implementation: str) -> Callable[..., Any]:
         if lanes is not None:
             query = lanes.spread(query.transpose(1, 2)).transpose(1, 2)
         regrouped = regroup(query, key, attention_mask) if implementation == "sdpa" else None
-        with grouped(query):
+        with grouped(query), without_cudnn(query.device):
             if regrouped is None:
                 out, weights = stock(module, query, key, value, attention_mask, **kwargs)
             else:

@@ -185,7 +185,7 @@ def _compose(overrides: Sequence[str], groups: Mapping[str, list[str]]) -> dict[
         with initialize(version_base=None, config_path=None):
             known = compose(config_name="ccm")
             for override in settings:
-                _known_key(override.partition("=")[0], OmegaConf.to_container(known))
+                _known(override, OmegaConf.to_container(known))
             # A mapping's keys are not known beforehand, and Hydra wants to be told so (++).
             marked = [f"++{o}" if o.partition("=")[2].startswith("{") else o for o in settings]
             return OmegaConf.to_container(compose(config_name="ccm", overrides=marked), resolve=True)  # type: ignore[return-value]
@@ -236,8 +236,9 @@ def _simple(hint: Any) -> Any:
     return hint if hint in simple else Any
 
 
-def _known_key(key: str, tree: Any) -> None:
-    """Raises UserError unless the dotted key is in the tree."""
+def _known(override: str, tree: Any) -> None:
+    """Raises UserError unless the dotted key is in the tree, and a mapping is given where there is one."""
+    key, _, value = override.partition("=")
     at, path = tree, ""
     for part in key.lstrip("+~").split("."):
         if not isinstance(at, dict) or part not in at:
@@ -252,6 +253,10 @@ def _known_key(key: str, tree: Any) -> None:
                 hint = f" Choose it first: pins=[{','.join([*names, part])}]."
             raise UserError(f"no setting '{key}';{hint} Have {where}: {', '.join(names) or 'nothing'}.")
         at, path = at[part], f"{path}.{part}".lstrip(".")
+    if isinstance(at, dict) and at and not value.startswith("{"):
+        one_by_one = f"Set them one by one: {', '.join(at)}."
+        hint = "Name the rules that are to be there: pins=[prompt,numbers]." if key.startswith("pins.") else one_by_one
+        raise UserError(f"{override}: '{key}' stands for settings, not for a value. {hint}")
 
 
 def _whose(group: str, setting: str) -> str:

@@ -138,7 +138,9 @@ class Decoder:
         memory, scheme = self.memory, self.lm.scheme
         room = scheme.n_comp if self.lm.positions == "base" else 0
         columns: list[list[Column]] = []
-        clock, folds = list(memory.clock), []
+        clock, folds = list(memory.clock), [lane for lane, row in enumerate(self._lanes) if row is not None and row.closed]
+        self._pin(folds)
+        unfolded = memory_merge.unfolded(memory) if folds and scheme.mixes else [0] * memory.rows
         for lane, row in enumerate(self._lanes):
             if row is None:
                 columns.append([])
@@ -146,18 +148,17 @@ class Decoder:
             fold: list[Column] = []
             step = memory.step[lane]
             if row.closed:
-                self._pin(lane, row)
                 if scheme.max_steps is not None and step >= scheme.max_steps:
                     raise InputError(
                         f"scheme '{scheme.name}' compresses at most {scheme.max_steps} time(s) and the answer came to another boundary; "
                         "use boundary=turn, or a scheme that goes on."
                     )
-                fold = boundary_columns(scheme, step, clock[lane], memory_merge.unfolded(memory)[lane])
-                folds.append(lane)
+                fold = boundary_columns(scheme, step, clock[lane], unfolded[lane])
+                step += 1
                 clock[lane] += room
                 row.segment, row.text, row.scores, row.closed = [], "", {}, False
                 row.out.compressions += 1
-            columns.append([*fold, (RAW, step + (lane in folds), True, False, clock[lane], row.pending, 0)])
+            columns.append([*fold, (RAW, step, True, False, clock[lane], row.pending, 0)])
             clock[lane] += 1
         hidden = memory.advance(build(columns), clock, slack=SLACK)
         self._count(columns)
@@ -182,14 +183,24 @@ class Decoder:
                 row.scores.setdefault(reader, []).append(scores[lane])
             row.closed = policy.fires(Step(row.segment, row.text, piece, read[policy][lane] if policy in read else None))
 
-    def _pin(self, lane: int, row: _Row) -> None:
-        """Mark the tokens of the segment that has ended which the pin rules keep."""
-        kept = self.encoder.pin(row.segment, scores=row.scores)
-        if not any(kept):
+    def _pin(self, lanes: Sequence[int]) -> None:
+        """Mark the tokens of the segments that have ended in these lanes which the pin rules keep."""
+        keep = {lane: self.encoder.pin(row.segment, scores=row.scores) for lane in lanes if (row := self._lanes[lane]) is not None}
+        keep = {lane: kept for lane, kept in keep.items() if any(kept)}
+        if not keep:
             return
         held = self.memory.held
-        columns = (held.raw[lane] & (held.segment[lane] == self.memory.step[lane])).nonzero()[-len(kept) :, 0]
-        held.pin[lane, columns] = torch.tensor(kept, device=columns.device)
+        which = torch.tensor(list(keep), device=held.kind.device)
+        step = torch.tensor([self.memory.step[lane] for lane in keep], device=which.device)[:, None]
+        here = (held.raw[which] & (held.segment[which] == step)).cpu()  # once for all lanes: a GPU makes each look at it wait
+        marks = [
+            (lane, column)
+            for (lane, kept), columns in zip(keep.items(), here)
+            for column, yes in zip(columns.nonzero()[-len(kept) :, 0].tolist(), kept, strict=True)
+            if yes
+        ]
+        rows, columns = torch.tensor(marks, device=which.device).T
+        held.pin[rows, columns] = True
 
     def _sample(self, logits: Tensor) -> None:
         """(rows, vocabulary) -> the pending token of every row that goes on."""
@@ -221,10 +232,13 @@ class Decoder:
     def _count_prompt(self, lanes: Sequence[int]) -> None:
         held = self.memory.held
         known = held.raw if self.lm.scheme.static else held.pin  # else every head holds others of the rest: all of it counts
-        for lane in lanes:
-            row = self._lanes[lane]
-            if row is not None:
-                row.held_prompt = int((known[lane] & (held.position[lane] < row.prompt_end)).sum())
+        rows = {lane: row for lane in lanes if (row := self._lanes[lane]) is not None}
+        if not rows:
+            return
+        which = torch.tensor(list(rows), device=known.device)
+        ends = torch.tensor([row.prompt_end for row in rows.values()], device=known.device)[:, None]
+        for row, n in zip(rows.values(), (known[which] & (held.position[which] < ends)).sum(1).tolist(), strict=True):
+            row.held_prompt = n
 
 
 def generate(

@@ -19,7 +19,7 @@ def unfolded(memory: Memory) -> list[int]:
     """Row by row, the tokens of the open segment that a boundary would fold: pins do not count."""
     held = memory.held
     now = torch.tensor(memory.step, device=held.kind.device)[:, None]
-    return [int(x) for x in (held.raw & ~held.pin & (held.segment == now)).sum(1)]
+    return (held.raw & ~held.pin & (held.segment == now)).sum(1).tolist()
 
 
 def mix(memory: Memory, plan: Plan, used: int) -> Mix | None:

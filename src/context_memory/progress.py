@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from torch.nn.utils import get_total_norm
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
@@ -53,6 +54,18 @@ class Clock(TrainerCallback):
         finally:
             for s, handler in before.items():
                 signal.signal(s, handler)
+
+
+class Finite(TrainerCallback):
+    """Ends a training at the first gradient that is no number, before it reaches the weights and a checkpoint keeps them."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        if not bool(norm.isfinite()):
+            raise UserError(
+                f"the gradient of step {state.global_step + 1} is {float(norm)}: the training ends here, before the weights are lost; "
+                "checkpoints are from before. Lower training.lr, or train in model.dtype=float32; the same command goes on from the last."
+            )
 
 
 class Progress(TrainerCallback):

@@ -25,7 +25,7 @@ from context_memory.job import Job, lower, prepare
 from context_memory.loading import card_of, numbers
 from context_memory.model import CompressedLM
 from context_memory.profiling import TRAINING, EachStep, profiled
-from context_memory.progress import Clock, Progress, trackers
+from context_memory.progress import Clock, Finite, Progress, trackers
 from context_memory.trainer import CcmTrainer, Learner, newest, put_back
 
 LENGTH = ("max_steps", "epochs", "patience")
@@ -99,7 +99,7 @@ def _run(job: Job, folder: Path, told: list[str], main: bool) -> Result:
 
     if main:
         print(_headline(job, folder, last), file=sys.stderr, flush=True)
-    trainer = CcmTrainer(learner, arguments(job, folder, told), job, journal, callbacks=[clock, progress])
+    trainer = CcmTrainer(learner, arguments(job, folder, told), job, journal, callbacks=[clock, progress, Finite()])
     progress.trainer = trainer
     with clock.listening(), _fits(config), profiled(config.training.profile and main, folder, TRAINING) as tick:
         trainer.add_callback(EachStep(tick))

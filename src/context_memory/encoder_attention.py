@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.t5.modeling_t5 import eager_attention_forward
 
 from context_memory.attention import PREFIX, SPREADS
+from context_memory.cudnn import without_cudnn
 from context_memory.errors import InputError
 from context_memory.mixing import Mix
 
@@ -37,7 +38,8 @@ def _ours(implementation: str) -> Callable[..., Any]:
             key, value = kv_mix.fill(key, value, int(module.layer_idx))  # type: ignore[arg-type]
         stock = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         bias = position_bias if kv_bias is None else kv_bias
-        out: tuple[Tensor, Tensor | None] = stock(module, query, key, value, attention_mask, position_bias=bias, **kwargs)
+        with without_cudnn(query.device):
+            out: tuple[Tensor, Tensor | None] = stock(module, query, key, value, attention_mask, position_bias=bias, **kwargs)
         return out
 
     return attend

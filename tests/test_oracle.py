@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,6 +81,32 @@ def test_segments_have_the_length_that_is_aimed_at() -> None:
         Oracle(length=30, longest=20)
     with pytest.raises(InputError, match=r"Full\(.*\) compresses nothing; give a compression adapter"):
         Oracle().cuts(tiny_lm("llama", Full()), encoder, EXAMPLE)
+
+
+def test_the_command_goes_on_where_it_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = toys.folder(tmp_path / "model")
+    _, adapter = toys.adapters(tmp_path, model)
+    measured, stock = [], Oracle.cuts
+
+    def cuts(self: Oracle, lm: Any, encoder: Any, example: Example) -> tuple[int, ...]:
+        measured.append(example.prompt)
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return stock(self, lm, encoder, example)
+
+    monkeypatch.setattr(Oracle, "cuts", cuts)
+    out = tmp_path / "marked.jsonl"
+    given = ["annotate", f"model={model}", "data=tally", "data.max_steps=3", "data.max_train_samples=4", "--adapter", str(adapter)]
+    command = [*given, "--out", str(out), "boundary=every", "boundary.n=12", "--oracle"]
+    for length, code in (("24", 130), ("30", 2), ("24", 0)):
+        with pytest.raises(SystemExit) as end:
+            main([*command, length])
+        assert (end.value.code or 0) == code
+        assert code != 2 or "was begun with length = 24.0, got 30.0" in capsys.readouterr().err
+    assert len(measured) == 5 and measured[2] == measured[3]  # two were kept, the third was begun again, the fourth followed
+    assert len(out.read_text().splitlines()) == 4 and not list(tmp_path.glob("*.partial*"))
 
 
 def test_the_command_writes_what_is_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,11 +146,11 @@ def test_it_goes_on_where_it_was_killed(draw, tmp_path: Path, monkeypatch: pytes
     hot = Settings(30, temperature=1.5)
     common = {"decode": hot, "samples": 2, "batch_size": 3}
     whole, rows = draw("whole.jsonl", **common)
-    append, asked, fed = traces.append, [], []
+    add, asked, fed = traces.add, [], []
 
-    def dies(path: Path, text: str) -> None:
-        append(path, text)
-        asked.append(len(text.splitlines()))
+    def dies(path: Path, *lines: object) -> None:
+        add(path, *lines)  # type: ignore[arg-type]
+        asked.append(len(lines))
         if len(asked) == 2:
             path.write_bytes(path.read_bytes()[:-9])  # the last line of the second batch was not yet on the disk
             raise KeyboardInterrupt
@@ -160,7 +160,7 @@ def test_it_goes_on_where_it_was_killed(draw, tmp_path: Path, monkeypatch: pytes
             fed.append((len(prompts), settings.seed))
             super().__init__(lm, encoder, prompts, settings)
 
-    monkeypatch.setattr(traces, "append", dies)
+    monkeypatch.setattr(traces, "add", dies)
     monkeypatch.setattr(traces, "Decoder", Counted)
     with pytest.raises(KeyboardInterrupt):
         draw(**common)

@@ -12,15 +12,15 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.progress import Progress
 
 from context_memory import output
 from context_memory.annotate import Row, write
+from context_memory.begun import add, begun, partial_of
 from context_memory.data._answers import digits, final_number, same
 from context_memory.data.base import Dataset
 from context_memory.encode import Encoder
@@ -29,8 +29,6 @@ from context_memory.evaluate import Settings, describe, fits
 from context_memory.generate import Decoder
 from context_memory.model import CompressedLM
 from context_memory.output import Output
-from context_memory.records import append, whole_lines
-from context_memory.report import write_text
 from context_memory.text import Example
 
 
@@ -81,7 +79,7 @@ def sample(
     queue = [i for i in order for _ in range(samples)]
     settings = describe(lm, encoder, Settings(decode, likelihood=False)) | {"samples": samples, "problems": _digest(examples)}
     partial = partial_of(out)
-    lines = _begun(partial, json.loads(json.dumps(settings)))
+    lines = [Line(**line) for line in begun(partial, settings)]
     task = progress.add_task("traces", total=len(queue), completed=len(lines), speed="") if progress else None
     lm.eval()
     while len(lines) < len(queue):
@@ -94,7 +92,7 @@ def sample(
                 if progress and task is not None:
                     progress.update(task, speed=speed)
         found = [_line(start + n, encoder, dataset, examples[i], o) for n, (i, o) in enumerate(zip(batch, decoder.outputs, strict=True))]
-        append(partial, "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in found))
+        add(partial, *(asdict(line) for line in found))
         lines += found
         if progress and task is not None:
             progress.update(task, completed=len(lines))
@@ -105,11 +103,6 @@ def sample(
     write(kept, out)
     partial.unlink()
     return traces
-
-
-def partial_of(out: Path) -> Path:
-    """Where lines are kept until all are there."""
-    return out.with_name(f"{out.name}.partial.jsonl")
 
 
 def check(examples: Sequence[Example], decode: output.Settings, out: Path, samples: int, batch_size: int) -> None:
@@ -129,26 +122,6 @@ def check(examples: Sequence[Example], decode: output.Settings, out: Path, sampl
     for e in examples:
         if e.context or not isinstance(e.meta.get("answer"), int | float):
             raise UserError(f"item '{e.id}' has a context, or not one number as its answer: a row could not give it back; use other data.")
-
-
-def _begun(partial: Path, settings: Mapping[str, Any]) -> list[Line]:
-    """The lines that are there already; the first line of the file says with which settings they were made.
-
-    Raises:
-        UserError: with others.
-    """
-    found = whole_lines(partial)
-    if not found:
-        write_text(partial, json.dumps({"settings": settings}, ensure_ascii=False) + "\n")
-        return []
-    theirs = found[0].get("settings", {})
-    if changed := [k for k in sorted({*theirs, *settings}) if theirs.get(k) != settings.get(k)]:
-        k = changed[0]
-        raise UserError(
-            f"'{partial}' was begun with {k} = {json.dumps(theirs.get(k))}, got {json.dumps(settings.get(k))}; "
-            "name another --out, or delete that file."
-        )
-    return [Line(**line) for line in found[1:]]
 
 
 def _digest(examples: Sequence[Example]) -> str:

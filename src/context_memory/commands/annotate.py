@@ -42,7 +42,8 @@ def annotate(
     compressing costs least, as the adapter itself measures it (--oracle; boundary= says which places it may choose from, every fourth
     token if none is named); or where a model behind --endpoint puts it.
 
-    The file is read back by data=gsm8k data.path=FILE; a training on it compresses where the marks are.
+    The file is read back by data=gsm8k data.path=FILE; a training on it compresses where the marks are. The same
+    command goes on after an interruption.
     """
     from transformers import AutoTokenizer
 
@@ -91,19 +92,27 @@ def annotate(
 def by_adapter(config: Config, examples: Sequence[Example], length: float | None, out: Path) -> None:
     """Where the model with its adapter says: as the oracle measures, or as a policy reads off its hidden states."""
     from context_memory import cutting, report, rows
+    from context_memory.begun import add, begun, partial_of
+    from context_memory.evaluate import Settings, describe
     from context_memory.oracle import Oracle
 
     lm = rows.load_row(config)
-    encoder = config.encoder(lm.tokenizer)
+    encoder, partial = config.encoder(lm.tokenizer), partial_of(out)
+    settings = describe(lm, encoder, Settings(generate=False)) | {"length": length}
+    known = {(line["prompt"], line["target"]): line["places"] for line in begun(partial, settings)}
     with report.bar() as progress:
         task = progress.add_task("solutions", total=len(examples), speed="")
 
         def places(example: Example) -> Sequence[int]:
-            found = cutting.cuts(lm, encoder, example) if length is None else Oracle(length).cuts(lm, encoder, example)
+            key = example.prompt, example.target
+            if key not in known:
+                known[key] = cutting.cuts(lm, encoder, example) if length is None else Oracle(length).cuts(lm, encoder, example)
+                add(partial, {"prompt": example.prompt, "target": example.target, "places": known[key]})
             progress.update(task, advance=1)
-            return found
+            return known[key]
 
         by_policy(examples, places, out, f"boundary={config.boundary['name']} offers no place")
+    partial.unlink()
 
 
 def by_policy(examples: Sequence[Example], places: Callable[[Example], Sequence[int]], out: Path, otherwise: str) -> None:

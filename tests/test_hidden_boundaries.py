@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,6 +96,24 @@ def test_cuts_found_at_once_are_those_of_a_stream(lm: CompressedLM, tmp_path: Pa
             break  # the control: with nothing compressed the states, and with them the cuts, are others
     else:
         pytest.fail("hidden states did not depend on what was compressed: this test could not fail.")
+
+
+def test_scores_that_are_rounded_otherwise_every_time_are_cut_all_the_same(
+    lm: CompressedLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a threshold the last bit decides; in bfloat16 it differs from round to round, and cuts went to and fro for ever."""
+    policy, rounds, stock = classifier(tmp_path, lm.base.config.hidden_size), [], cutting.answer_states
+
+    def rounded(*args: Any, **kwargs: Any) -> torch.Tensor:
+        rounds.append(1)
+        states = stock(*args, **kwargs)
+        assert len(rounds) <= len(states) + 1, "it goes on for ever"
+        return states + 0.5 * torch.randn(states.shape, dtype=states.dtype, generator=torch.Generator().manual_seed(len(rounds)))
+
+    monkeypatch.setattr(cutting, "answer_states", rounded)
+    encoder = encoder_for(lm, policy)
+    said = [[i for s in way if s.target for i in s.ids] for way in (cutting.segments(lm, encoder, EXAMPLES[0]), encoder.uncut(EXAMPLES[0]))]
+    assert said[0] == said[1] and len(rounds) > 2
 
 
 def test_without_compression_or_streaming_one_pass_of_the_frozen_model_decides(lm: CompressedLM, tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 Most go by the text alone. One that reads hidden states depends on the memory, and the memory on the earlier segments. Segments and
 hidden states are therefore found together: run the text with the segments known so far, read the scores, cut again, until nothing
-moves. The states of a segment depend on earlier ones alone, so each round settles at least one more, and where nothing moves the
-segments are those of a stream.
+moves. What is read off a token depends on earlier segments alone, so each round settles at least one more token, and where nothing
+moves the segments are those of a stream. A settled token keeps what was read off it: rounded a little differently in another round, a
+score right at a threshold would move for ever.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,11 +38,30 @@ def segments(lm: CompressedLM, encoder: Encoder, example: Example, streamed: boo
     if not lm.scheme.hides:
         return found
     encoder.check(lm.origin)
+    scores: dict[Any, list[float]] = {}
+    settled = 0
     while True:
-        again = encoder.segments(example, encoder.read(answer_states(lm, found, n, adapter=streamed)))
+        fresh = encoder.read(answer_states(lm, found, n, adapter=streamed))
+        scores = {reader: [*scores.get(reader, [])[:settled], *values[settled:]] for reader, values in fresh.items()}
+        again = encoder.segments(example, scores)
         if again == found or not streamed:
             return again
-        found = again
+        found, settled = again, agreed(found, again)
+
+
+def agreed(before: Sequence[Segment], now: Sequence[Segment]) -> int:
+    """Tokens of the answer, from its beginning on, that two ways to cut it ran after the same memory.
+
+    >>> a, b, c = Segment((1, 2), target=True), Segment((3, 4, 5), target=True), Segment((3, 4), target=True)
+    >>> agreed([a, b], [a, c]), agreed([a, b], [a, b])
+    (4, 5)
+    """
+    count = 0
+    for a, b in zip((s for s in before if s.target), (s for s in now if s.target)):
+        count += min(len(a.ids), len(b.ids))
+        if a != b:
+            break
+    return count
 
 
 def cuts(lm: CompressedLM, encoder: Encoder, example: Example) -> tuple[int, ...]:

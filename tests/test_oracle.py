@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 import toys
 from context_memory.boundaries.every import Every
@@ -120,6 +121,21 @@ def test_the_command_writes_what_is_read_back(tmp_path: Path, capsys: pytest.Cap
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(rows) == 3 and all("<COMP>" in row["reasoning_with_compression"] for row in rows)
     assert all(row["reasoning_with_compression"].replace("<COMP>", "") == row["original_reasoning"] for row in rows)
+    capsys.readouterr()
+    short = tmp_path / "short.jsonl"
+    more = ["--adapter", str(adapter), "--out", str(short), "boundary=every", "boundary.n=4", "boundary.max_segment=8"]
+    with pytest.raises(SystemExit) as end:
+        main(["annotate", *given, "--oracle", "30", *more])
+    assert end.value.code == 2 and "needs 1 <= length <= longest, got 30 and 8" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        main(["annotate", *given, "--oracle", "8", *more])
+    assert not end.value.code
+    tokens, bounded = AutoTokenizer.from_pretrained(model), 0
+    for line in short.read_text().splitlines():
+        whole = json.loads(line)["reasoning_with_compression"]
+        sizes = [len(tokens(part)["input_ids"]) for part in whole.split("<COMP>")]
+        bounded += max(sizes) <= 8
+    assert bounded == 3
     capsys.readouterr()
     for more, said in (([], "--adapter"), (["--adapter", str(adapter)], "is there already; it is not overwritten")):
         with pytest.raises(SystemExit) as end:

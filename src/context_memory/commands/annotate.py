@@ -25,7 +25,7 @@ def annotate(
     split: Annotated[str, typer.Option(help="Which examples: train, validation or test.")] = "train",
     recipe: Annotated[str | None, typer.Option(help="A YAML file of settings; overrides come after it.")] = None,
     oracle: Annotated[
-        float | None, typer.Option(min=1, help="Put this many tokens into a segment on average, where compressing costs least.")
+        float | None, typer.Option(min=1, help="Cut where compressing costs least, into segments of so many tokens on average.")
     ] = None,
     adapter: Annotated[Path | None, typer.Option(help="The compression adapter that --oracle (or boundary=classifier) asks.")] = None,
     endpoint: Annotated[str, typer.Option(help="Base URL of an OpenAI-compatible endpoint that does it instead.")] = "",
@@ -40,7 +40,7 @@ def annotate(
 ) -> None:
     """Write <COMP> into the solutions of a dataset: where a boundary policy (rules, if none is named) ends a segment; where
     compressing costs least, as the adapter itself measures it (--oracle; boundary= says which places it may choose from, every fourth
-    token if none is named); or where a model behind --endpoint puts it.
+    token if none is named, and boundary.max_segment how long a segment may be); or where a model behind --endpoint puts it.
 
     The file is read back by data=gsm8k data.path=FILE; a training on it compresses where the marks are. The same
     command goes on after an interruption.
@@ -99,6 +99,7 @@ def by_adapter(config: Config, examples: Sequence[Example], length: float | None
     lm = rows.load_row(config)
     encoder, partial = config.encoder(lm.tokenizer), partial_of(out)
     settings = describe(lm, encoder, Settings(generate=False)) | {"length": length}
+    oracle = None if length is None else Oracle(length, longest=encoder.boundary.max_segment)
     known = {(line["prompt"], line["target"]): line["places"] for line in begun(partial, settings)}
     with report.bar() as progress:
         task = progress.add_task("solutions", total=len(examples), speed="")
@@ -106,7 +107,7 @@ def by_adapter(config: Config, examples: Sequence[Example], length: float | None
         def places(example: Example) -> Sequence[int]:
             key = example.prompt, example.target
             if key not in known:
-                known[key] = cutting.cuts(lm, encoder, example) if length is None else Oracle(length).cuts(lm, encoder, example)
+                known[key] = oracle.cuts(lm, encoder, example) if oracle else cutting.cuts(lm, encoder, example)
                 add(partial, {"prompt": example.prompt, "target": example.target, "places": known[key]})
             progress.update(task, advance=1)
             return known[key]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import pytest
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.utils import is_flash_attn_2_available
 
 import reference
-from context_memory import attention, grouped
+from context_memory import attention, encoder_attention, grouped
 from context_memory.cudnn import without_cudnn
 from context_memory.plan import SLOT, Plan, layout
 from context_memory.schemes.base import Scheme
@@ -287,6 +287,25 @@ def test_cudnn_is_left_out_where_attention_is_differentiated() -> None:
                 assert on() is switch
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def test_every_attention_of_ours_runs_without_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each layer, where the stock function is called: what is run again for its gradient (checkpointing) is so too."""
+    asked: list[str] = []
+
+    @contextmanager
+    def told(device: torch.device) -> Iterator[None]:
+        asked.append(device.type)
+        yield
+
+    monkeypatch.setattr(attention, "without_cudnn", told)
+    monkeypatch.setattr(encoder_attention, "without_cudnn", told)
+    lm, t5 = tiny_lm("llama", Concat(n_comp=2)), tiny_lm("t5", Concat(n_comp=2), positions="base")
+    run(lm, layout(TEXT, lm.scheme))
+    assert asked == ["cpu"] * lm.n_layers
+    asked.clear()
+    t5.memory().run([[Segment((5, 9, 3))]])
+    assert asked == ["cpu"] * t5.base.config.num_layers
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="cuDNN's kernels run on a GPU alone")

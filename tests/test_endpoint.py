@@ -234,7 +234,7 @@ def test_a_run_that_was_killed_goes_on(endpoint: Endpoint, tmp_path: Path) -> No
     lines = partial.read_bytes().splitlines(keepends=True)
     assert len(lines) == 6 and KEY.encode() not in partial.read_bytes() and not out.exists()
     partial.write_bytes(b"".join(lines[:-1]) + lines[-1][:40])
-    for model, rewrite, message in (("n", False, "begun with model = 'm', now it is 'n'"), ("m", True, "begun with prompt")):
+    for model, rewrite, message in (("n", False, 'begun with model = "m", got "n"'), ("m", True, "begun with prompt")):
         with pytest.raises(UserError, match=message):
             Job(examples, replace(settings, model=model), out, rewrite)
     endpoint.asked.clear()

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 import toys
 from context_memory import cli, traces
 from context_memory.annotate import annotate, write
+from context_memory.begun import Partial
 from context_memory.boundaries.newline import Newline
 from context_memory.data.gsm8k import Gsm8k
 from context_memory.encode import Encoder
@@ -146,13 +147,13 @@ def test_it_goes_on_where_it_was_killed(draw, tmp_path: Path, monkeypatch: pytes
     hot = Settings(30, temperature=1.5)
     common = {"decode": hot, "samples": 2, "batch_size": 3}
     whole, rows = draw("whole.jsonl", **common)
-    add, asked, fed = traces.add, [], []
+    add, asked, fed = Partial.add, [], []
 
-    def dies(path: Path, *lines: object) -> None:
-        add(path, *lines)  # type: ignore[arg-type]
+    def dies(self: Partial, *lines: dict[str, object]) -> None:
+        add(self, *lines)
         asked.append(len(lines))
         if len(asked) == 2:
-            path.write_bytes(path.read_bytes()[:-9])  # the last line of the second batch was not yet on the disk
+            self.path.write_bytes(self.path.read_bytes()[:-9])  # the last line of the second batch was not yet on the disk
             raise KeyboardInterrupt
 
     class Counted(Decoder):
@@ -160,7 +161,7 @@ def test_it_goes_on_where_it_was_killed(draw, tmp_path: Path, monkeypatch: pytes
             fed.append((len(prompts), settings.seed))
             super().__init__(lm, encoder, prompts, settings)
 
-    monkeypatch.setattr(traces, "add", dies)
+    monkeypatch.setattr(Partial, "add", dies)
     monkeypatch.setattr(traces, "Decoder", Counted)
     with pytest.raises(KeyboardInterrupt):
         draw(**common)

@@ -1,4 +1,4 @@
-"""Long work whose results are lines: those that are there already, so that the same command goes on after an interruption.
+"""Long work whose results are lines: those that are there already, so that the same command goes on after an interruption, a kill too.
 
 They stand in `<out>.partial.jsonl` until the whole is written to `out`; its first line says with which settings they were made.
 """
@@ -6,13 +6,14 @@ They stand in `<out>.partial.jsonl` until the whole is written to `out`; its fir
 from __future__ import annotations
 
 import json
+import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from context_memory.errors import UserError
 from context_memory.records import append, whole_lines
-from context_memory.report import write_text
 
 
 def partial_of(out: Path) -> Path:
@@ -20,26 +21,40 @@ def partial_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial.jsonl")
 
 
-def begun(partial: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The lines that are there; a file that is not there yet is begun.
+class Partial:
+    """The lines that are there, and where more go; several threads may add.
 
     Raises:
         UserError: it was begun with other settings.
     """
-    found, mine = whole_lines(partial), json.loads(json.dumps(settings))
-    if not found:
-        write_text(partial, json.dumps({"settings": mine}, ensure_ascii=False) + "\n")
-        return []
-    theirs = found[0].get("settings", {})
-    if changed := [k for k in sorted({*theirs, *mine}) if theirs.get(k) != mine.get(k)]:
-        k = changed[0]
-        raise UserError(
-            f"'{partial}' was begun with {k} = {json.dumps(theirs.get(k))}, got {json.dumps(mine.get(k))}; "
-            "name another --out, or delete that file."
-        )
-    return found[1:]
+
+    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
+        self.path, self.settings = partial_of(out), json.loads(json.dumps(settings))
+        self._lock = threading.Lock()
+        found = whole_lines(self.path)
+        theirs = found[0].get("settings", {}) if found else self.settings
+        for k in sorted({*theirs, *self.settings}):
+            if theirs.get(k) != self.settings.get(k):
+                raise UserError(
+                    f"'{self.path}' was begun with {k} = {_short(theirs.get(k))}, got {_short(self.settings.get(k))}; "
+                    "name another --out, or delete that file to begin again."
+                )
+        self.lines: list[dict[str, Any]] = found[1:]
+        if self.path.is_file():  # killed while it wrote: half a line
+            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
+
+    def add(self, *lines: Mapping[str, Any]) -> None:
+        """Append, and push to the disk."""
+        with self._lock:
+            head = [] if self.path.is_file() and self.path.stat().st_size else [{"settings": self.settings}]
+            append(self.path, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in (*head, *lines)))
+            self.lines += map(dict, lines)
+
+    def done(self) -> None:
+        """All is written elsewhere."""
+        self.path.unlink(missing_ok=True)
 
 
-def add(partial: Path, *lines: Mapping[str, Any]) -> None:
-    """Append lines."""
-    append(partial, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else f"{text[:117]}..."

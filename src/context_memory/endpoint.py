@@ -6,9 +6,6 @@ command goes on with what is missing, after a kill too. At the end the rows are 
 
 from __future__ import annotations
 
-import json
-import os
-import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -17,6 +14,7 @@ from pathlib import Path
 
 from context_memory import reply
 from context_memory.annotate import Row, readable, row, write
+from context_memory.begun import Partial
 from context_memory.client import Client, NoReply, Settings
 from context_memory.data.gsm8k import MARKER
 from context_memory.errors import UserError
@@ -43,40 +41,6 @@ class Estimate:
         return (self.tokens_in * per_million_in + self.tokens_out * per_million_out) / 1e6
 
 
-class Partial:
-    """Lines that are there already, and where more go. A line holds a row, or why its example was left out."""
-
-    def __init__(self, path: Path, head: dict[str, str]) -> None:
-        self.path, self.head, self.lines = path, head, dict[Key, Row]()
-        self._lock = threading.Lock()
-        if not path.is_file():
-            return
-        text = path.read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]
-        first, *rest = whole.decode("utf-8", errors="replace").split("\n")
-        theirs = _object(first)
-        for name, ours in head.items() if first else ():
-            if theirs.get(name) != ours:
-                raise UserError(
-                    f"'{path}' was begun with {name} = '{str(theirs.get(name))[:60]}', now it is '{ours[:60]}'; "
-                    "name another --out, or delete that file to begin again."
-                )
-        if whole != text:  # killed while it wrote
-            os.truncate(path, len(whole))
-        for line in map(_object, rest):
-            if {"question", "original_reasoning"} <= line.keys():
-                self.lines[line["question"], line["original_reasoning"]] = line
-
-    def add(self, line: Row) -> None:
-        """Append, and push it to the disk."""
-        with self._lock, self.path.open("a", encoding="utf-8") as out:
-            for x in [line] if out.tell() else [self.head, line]:
-                out.write(json.dumps(x, ensure_ascii=False) + "\n")
-            out.flush()
-            os.fsync(out.fileno())
-            self.lines[key(line)] = line
-
-
 class Job:
     """All of it: `estimate`, then `run`, then `finish`.
 
@@ -91,11 +55,17 @@ class Job:
         self.examples = {(e.prompt, e.target): e for e in examples if readable(e)}
         self.left = Counter({"could not be read back": sum(not readable(e) for e in examples)})
         head = {"endpoint": settings.url, "model": settings.model, "prompt": reply.REWRITE if rewrite else reply.COPY}
-        self.partial = Partial(out.with_name(f"{out.name}.partial.jsonl"), head)
+        self.partial = Partial(out, head)
+
+    @property
+    def known(self) -> dict[Key, Row]:
+        """A row by question and solution (a problem may have several), or why its example was left out."""
+        return {(line["question"], line["original_reasoning"]): line for line in self.partial.lines}
 
     @property
     def missing(self) -> list[Example]:
-        return [e for k, e in self.examples.items() if k not in self.partial.lines]
+        known = self.known
+        return [e for k, e in self.examples.items() if k not in known]
 
     def estimate(self, ids: Callable[[str], Sequence[int]]) -> Estimate:
         """In the tokens of a tokenizer that is at hand. A solution of the model's own is taken to be as long as the one that is known."""
@@ -127,7 +97,7 @@ class Job:
                 client.stopped.set()
                 pool.shutdown(cancel_futures=True)  # waits for the replies that are under way, and keeps them
                 if isinstance(e, UserError):
-                    kept = f"{len(self.partial.lines)} of {total} solutions are kept in '{self.partial.path}'"
+                    kept = f"{len(self.known)} of {total} solutions are kept in '{self.partial.path}'"
                     raise UserError(f"{e} {kept}; the same command goes on.") from e
                 raise
 
@@ -137,7 +107,8 @@ class Job:
         Raises:
             UserError: there is no row.
         """
-        found = [self.partial.lines[k] for k in self.examples if k in self.partial.lines]
+        known = self.known
+        found = [known[k] for k in self.examples if k in known]
         self.left.update(line[LEFT_OUT] for line in found if LEFT_OUT in line)
         rows = [line for line in found if LEFT_OUT not in line]
         if not rows:
@@ -146,7 +117,7 @@ class Job:
                 f"and delete '{self.partial.path}' if it is to be asked again."
             )
         write(rows, self.out)
-        self.partial.path.unlink()
+        self.partial.done()
         return rows
 
     def reasons(self) -> str:
@@ -166,17 +137,3 @@ class Job:
                 return None
         self.partial.add({"question": example.prompt, "original_reasoning": example.target, LEFT_OUT: checked.fault})
         return None
-
-
-def key(line: Row) -> Key:
-    """Question and solution: a problem may have several."""
-    return line["question"], line["original_reasoning"]
-
-
-def _object(line: str) -> Row:
-    """A line as an object; an empty one if it is none."""
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -20,7 +20,7 @@ from rich.progress import Progress
 
 from context_memory import output
 from context_memory.annotate import Row, write
-from context_memory.begun import add, begun, partial_of
+from context_memory.begun import Partial, partial_of
 from context_memory.data._answers import digits, final_number, same
 from context_memory.data.base import Dataset
 from context_memory.encode import Encoder
@@ -78,8 +78,8 @@ def sample(
     order = sorted(range(len(examples)), key=lambda i: -length[i])  # the longest first: what does not fit, shows at once
     queue = [i for i in order for _ in range(samples)]
     settings = describe(lm, encoder, Settings(decode, likelihood=False)) | {"samples": samples, "problems": _digest(examples)}
-    partial = partial_of(out)
-    lines = [Line(**line) for line in begun(partial, settings)]
+    partial = Partial(out, settings)
+    lines = [Line(**line) for line in partial.lines]
     task = progress.add_task("traces", total=len(queue), completed=len(lines), speed="") if progress else None
     lm.eval()
     while len(lines) < len(queue):
@@ -92,16 +92,16 @@ def sample(
                 if progress and task is not None:
                     progress.update(task, speed=speed)
         found = [_line(start + n, encoder, dataset, examples[i], o) for n, (i, o) in enumerate(zip(batch, decoder.outputs, strict=True))]
-        add(partial, *(asdict(line) for line in found))
+        partial.add(*(asdict(line) for line in found))
         lines += found
         if progress and task is not None:
             progress.update(task, completed=len(lines))
     kept, traces = _sift(examples, queue, lines, wrong)
     if not kept:
         why = f"{traces.right} right, {traces.cut_off} of them cut off (generation.max_new_tokens={decode.max_new_tokens})"
-        raise UserError(f"none of {len(lines)} answers can be kept: {why}. They stay in '{partial}'; delete it to sample anew.")
+        raise UserError(f"none of {len(lines)} answers can be kept: {why}. They stay in '{partial.path}'; delete it to sample anew.")
     write(kept, out)
-    partial.unlink()
+    partial.done()
     return traces
 
 

@@ -92,15 +92,16 @@ def annotate(
 def by_adapter(config: Config, examples: Sequence[Example], length: float | None, out: Path) -> None:
     """Where the model with its adapter says: as the oracle measures, or as a policy reads off its hidden states."""
     from context_memory import cutting, report, rows
-    from context_memory.begun import add, begun, partial_of
+    from context_memory.begun import Partial
     from context_memory.evaluate import Settings, describe
     from context_memory.oracle import Oracle
 
     lm = rows.load_row(config)
-    encoder, partial = config.encoder(lm.tokenizer), partial_of(out)
+    encoder = config.encoder(lm.tokenizer)
     settings = describe(lm, encoder, Settings(generate=False)) | {"length": length}
     oracle = None if length is None else Oracle(length, longest=encoder.boundary.max_segment)
-    known = {(line["prompt"], line["target"]): line["places"] for line in begun(partial, settings)}
+    partial = Partial(out, settings)
+    known = {(line["prompt"], line["target"]): line["places"] for line in partial.lines}
     with report.bar() as progress:
         task = progress.add_task("solutions", total=len(examples), speed="")
 
@@ -108,12 +109,12 @@ def by_adapter(config: Config, examples: Sequence[Example], length: float | None
             key = example.prompt, example.target
             if key not in known:
                 known[key] = oracle.cuts(lm, encoder, example) if oracle else cutting.cuts(lm, encoder, example)
-                add(partial, {"prompt": example.prompt, "target": example.target, "places": known[key]})
+                partial.add({"prompt": example.prompt, "target": example.target, "places": known[key]})
             progress.update(task, advance=1)
             return known[key]
 
         by_policy(examples, places, out, f"boundary={config.boundary['name']} offers no place")
-    partial.unlink()
+    partial.done()
 
 
 def by_policy(examples: Sequence[Example], places: Callable[[Example], Sequence[int]], out: Path, otherwise: str) -> None:

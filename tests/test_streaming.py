@@ -104,6 +104,15 @@ def test_full_is_the_stock_model_and_needs_no_adapter(ccm, toy: Path) -> None:  
     assert code == 0 and [(r["row"], r["tokens"]) for r in json.loads(Path("few/streams.json").read_text())["rows"]] == [("window", 30)]
 
 
+def test_the_sink_is_the_one_that_the_adapter_was_trained_with(ccm, toy: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    _, trained = toys.adapters(tmp_path / "sink", toy, pins="[sink]")
+    small = (f"model={toy}", "model.dtype=float32", "--window", 12, "--chunk", 5, "--full-tokens", 0, "--every", 20)
+    for said, first in ((("--adapter", trained), 1), (("--adapter", trained, "--sink", 3), 3), ((), 4)):
+        code, _, err = ccm("one.txt", *small, *said, "--out", f"sink{first}")
+        assert code == 0, err
+        assert json.loads(Path(f"sink{first}/window/one.json").read_text())["settings"]["stream"]["sink"] == first
+
+
 def test_bad_input_ends_in_one_message(ccm, toy: Path, adapter: Path) -> None:  # type: ignore[no-untyped-def]
     Path("empty.txt").write_text(" \n")
     Path("short.txt").write_text("x")

@@ -22,7 +22,9 @@ def stream(
     slots: Annotated[
         int | None, typer.Option(help="Most entries of an adapter's memory (concat); the oldest go. Default: four chunks' comp tokens.")
     ] = None,
-    sink: Annotated[int, typer.Option(help="First tokens of the text that stay for good.")] = 4,
+    sink: Annotated[
+        int | None, typer.Option(help="First tokens of the text that stay for good. Default: the adapter's own pins.sink, else 4.")
+    ] = None,
     spacing: Annotated[str, typer.Option(help="cache: entry behind entry. text: as far apart as the text was, as in training.")] = "cache",
     cache: Annotated[
         int | None, typer.Option(help="Entries of sink, memory and window together: takes the place of --window, which is what they leave.")
@@ -48,7 +50,7 @@ def stream(
     files = [Path(a) for a in arguments or [] if not is_override(a)]
     if not (files or hub):
         raise UserError("no text to read; give a file, as in: ccm stream book.txt --adapter FOLDER, or a book of the hub: --hub pg19.")
-    settings, options = Settings(window, chunk, slots, sink, spacing, cache), streaming.Options(tokens, full_tokens, every)
+    options = streaming.Options(tokens, full_tokens, every)
     texts = {file.stem: text_of(file, errors, ", or say --errors replace") for file in files}
     if len(texts) < len(files):
         raise UserError(f"two files have one name: {', '.join(sorted(f.stem for f in files))}; rename one.")
@@ -58,6 +60,8 @@ def stream(
         texts[called] = text
     chosen = adapter or any(o.startswith(("model.adapter=", "scheme=")) for o in given)
     config = rows.configure(given if chosen else [*given, "scheme=full"], None, adapter)
+    first = config.pins.get("sink", {}).get("budget", Settings.sink) if sink is None else sink
+    settings = Settings(window, chunk, slots, first, spacing, cache)
     name = run_id or config.run_id or (Path(config.model.adapter or config.model.name).name + "-" + "-".join(texts))
     folder = out or Path(config.output) / "stream" / rows.slug(name)
     with report.bar() as progress:

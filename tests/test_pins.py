@@ -16,6 +16,7 @@ KEPT = {
     "numbers": ([" 3", "0", "4", "2", "6", "2", "6"], [" 7"]),
     "conclusions": ([" Emma", " has", "2", "6"], ["How", " many", " 7"]),
     "rare": (["So", " so", " Emma", " has"], ["How", " many", "s"]),
+    "headings": ([], []),
 }
 """Rule -> what it keeps of the step, and of the question, which comes first."""
 
@@ -70,6 +71,20 @@ def test_of_a_chat_the_last_turn_comes_first_and_no_role() -> None:
 
 def test_a_step_without_a_number_keeps_nothing() -> None:
     assert kept("conclusions", ("So", " that", "\n")) == kept("results", ("So", " that", "\n")) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        (("Problem", " ", "1", "2", ":", " 7", " +", " 1", "\n"), ["Problem", " ", "1", "2", ":"]),
+        (("###", " Step", " 2", ".", "1", ".", " Add", "\n"), [" Step", " 2", ".", "1", "."]),
+        (("\n", "**", "3", ".", "**", " Add", "\n", "(", "4", ")", " Go"), ["3", ".", "4", ")"]),
+        (("7", ".", "5", " apples", "\n", "12", " =", " 12", ":", "\n", "So", " Emma", " has", " 3", "."), []),
+    ],
+)
+def test_what_counts_the_steps_stays(words: tuple[str, ...], left: list[str]) -> None:
+    """Not a figure at the beginning of a line, nor one in it."""
+    assert kept("headings", words) == left
 
 
 def test_rules_add_up() -> None:

@@ -86,6 +86,19 @@ def test_a_batch_reads_as_items_alone_and_what_is_held_is_counted(words) -> None
     assert shuffled[0].choice == nothing[0].choice
 
 
+def test_a_context_and_a_question_are_read_once(words, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """However many questions and options there are."""
+    lm, encoder = lm_of("concat", words)
+    read: list[int] = []
+    hidden = CompressedLM.hidden
+    monkeypatch.setattr(CompressedLM, "hidden", lambda self, plan, *rest: (read.append(plan.real), hidden(self, plan, *rest))[1])
+    reading.read(lm, encoder, ITEMS, batch_size=2)
+    told = sum(len(s.ids) for s in encoder.prompt(ITEMS[0])[: len(DEMOS)])
+    asked = sum(len(s.ids) for item in ITEMS for s in encoder.prompt(item)[len(DEMOS) :])
+    options = sum(len(encoder.answer(replace(item, target=text))) for item in ITEMS for text in item.options)
+    assert sum(read) == told + asked + options
+
+
 def test_what_is_learnt_of_a_context(words) -> None:  # type: ignore[no-untyped-def]
     _, encoder = lm_of("concat", words)
     segments = encoder.segments(ITEMS[0])

@@ -1,8 +1,9 @@
 """What a model makes of given texts after a memory: likelihoods, and with them the choice among options.
 
-Items that share a context share its memory: it is written once, its size is measured, and every question and answer is read in a
-copy of it. So a set of demonstrations costs the same for one query as for fifty, and what is read is what a user's model would
-read: a memory with the rest really freed. (That this is the one masked pass of training is the central law.)
+Items that share a context share its memory: it is written once, its size is measured, every question is read in a copy of it, and
+every option in a copy of that. So a set of demonstrations costs the same for one query as for fifty, a query for two options as for
+ten, and what is read is what a user's model would read: a memory with the rest really freed. (That this is the one masked pass of
+training is the central law.)
 """
 
 from __future__ import annotations
@@ -57,49 +58,61 @@ def read(lm: CompressedLM, encoder: Encoder, examples: Sequence[Example], batch_
     contexts = list(dict.fromkeys((e.context, e.running) for e in examples))
     home = {context: row for row, context in enumerate(contexts)}
     shown = [next(e for e in examples if (e.context, e.running) == c) for c in contexts]
-    memory, last = _written(lm, [encoder.prompt(e)[: len(e.context)] for e in shown])
-    said = [(i, replace(e, target=text)) for i, e in enumerate(examples) for text in e.options or (e.target,)]
-    sums: list[list[tuple[float, int]]] = [[] for _ in examples]
-    for start in range(0, len(said), batch_size):
-        part = said[start : start + batch_size]
-        rows = [home[e.context, e.running] for _, e in part]
-        found = _likelihoods(lm, encoder, memory.pick(rows), last[rows], [e for _, e in part])
-        for (i, e), one in zip(part, found):
-            if not one[1]:
-                what = "option" if e.options else "answer"
-                raise InputError(f"{what} {e.target!r} of example '{e.id}' has no tokens; write some text, or leave it out.")
-            sums[i].append(one)
-    share = memory.nbytes() // memory.rows
-    out = []
-    for e, pairs in zip(examples, sums):
-        row, (nll, tokens) = home[e.context, e.running], zip(*pairs)
-        out.append(Reading(nll, tokens, memory.length[row], share, memory.raw[row]))
+    memory = lm.memory(len(contexts))
+    arranged = [lm.scheme.arrange(encoder.prompt(e)[: len(e.context)]) for e in shown]
+    last = _ends(memory, arranged, lm.base.get_input_embeddings().weight.new_zeros(len(contexts), lm.base.config.hidden_size))
+    share, out = memory.nbytes() // memory.rows, list[Reading]()
+    for start in range(0, len(examples), batch_size):
+        asked = examples[start : start + batch_size]
+        rows = [home[e.context, e.running] for e in asked]
+        sums = _answers(lm, encoder, memory.pick(rows), last[rows], asked, batch_size)
+        for row, pairs in zip(rows, sums):
+            nll, tokens = zip(*pairs)
+            out.append(Reading(nll, tokens, memory.length[row], share, memory.raw[row]))
     return out
 
 
-def _written(lm: CompressedLM, contexts: Sequence[Sequence[Segment]]) -> tuple[Memory, Tensor]:
-    """The memory of several contexts, a row each, and (rows, hidden) states of their last raw tokens (zeros where there is none)."""
-    memory = lm.memory(len(contexts))
-    last = lm.base.get_input_embeddings().weight.new_zeros(len(contexts), lm.base.config.hidden_size)
-    for now, hidden in memory.follow([lm.scheme.arrange(segments) for segments in contexts]):
+def _answers(
+    lm: CompressedLM, encoder: Encoder, memory: Memory, last: Tensor, examples: Sequence[Example], batch_size: int
+) -> list[list[tuple[float, int]]]:
+    """For each row, whose question is read once, what its answers come to; the memory goes on."""
+    questions = [encoder.prompt(e)[len(e.context) :] for e in examples]
+    last = _ends(memory, [[s for s in q if s.ids or s.compress] for q in questions], last)  # a running text has none
+    said = [(row, replace(e, target=text)) for row, e in enumerate(examples) for text in e.options or (e.target,)]
+    sums: list[list[tuple[float, int]]] = [[] for _ in examples]
+    for start in range(0, len(said), batch_size):
+        part = said[start : start + batch_size]
+        rows = [row for row, _ in part]
+        tails = [as_fed(encoder.segments(e)[len(e.context) :], encoder)[len(questions[row]) :] for row, e in part]
+        for (row, e), one in zip(part, _likelihoods(lm, memory.pick(rows), last[rows], tails)):
+            if not one[1]:
+                what = "option" if e.options else "answer"
+                raise InputError(f"{what} {e.target!r} of example '{e.id}' has no tokens; write some text, or leave it out.")
+            sums[row].append(one)
+    return sums
+
+
+def _ends(memory: Memory, texts: Sequence[Sequence[Segment]], last: Tensor) -> Tensor:
+    """Run a text a row; (rows, hidden) states of the last raw tokens, those of `last` where there is none."""
+    last = last.clone()
+    for now, hidden in memory.follow(texts):
         for row, segments in enumerate(now):
             if n := sum(len(s.ids) for s in segments):
                 last[row] = hidden[row, n - 1]
-    return memory, last
+    return last
 
 
 def _likelihoods(
-    lm: CompressedLM, encoder: Encoder, memory: Memory, last: Tensor, examples: Sequence[Example]
+    lm: CompressedLM, memory: Memory, last: Tensor, texts: Sequence[Sequence[Segment]]
 ) -> list[tuple[float, int]]:
-    """For each row the sum of -log p over what is learnt of the target, and how many tokens that is; the memory goes on."""
-    texts = [as_fed(encoder.segments(e)[len(e.context) :], encoder) for e in examples]
-    states, vocabulary = [last[row : row + 1] for row in range(len(examples))], int(lm.base.config.vocab_size)
+    """For each row the sum of -log p over what is learnt of its text, and how many tokens that is; the memory goes on."""
+    states, vocabulary = [last[row : row + 1] for row in range(len(texts))], int(lm.base.config.vocab_size)
     for now, hidden in memory.follow(texts):
         states = [torch.cat([s, hidden[row, : sum(len(x.ids) for x in now[row])]]) for row, s in enumerate(states)]
     out = []
     for row, segments in enumerate(texts):  # state j has read j tokens, so it predicts the token after them
-        learnt = torch.tensor([x for s in segments for x in s.loss or (False,) * len(s.ids)], device=lm.device)
-        ids = torch.tensor([token for s in segments for token in s.ids], device=lm.device)
+        learnt = torch.tensor([x for s in segments for x in s.loss or (False,) * len(s.ids)], dtype=torch.bool, device=lm.device)
+        ids = torch.tensor([token for s in segments for token in s.ids], dtype=torch.long, device=lm.device)
         nll = cross_entropy(states[row][:-1][learnt], ids[learnt], lm.logits, vocabulary)
         out.append((float(nll), int(learnt.sum())))
     return out

@@ -38,7 +38,8 @@ def stream(
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what the folder holds.")] = False,
 ) -> None:
     """Read long texts in constant memory: attention sink + compressed memory + window of raw tokens; beside it, sink + window
-    with as many entries, and the full context of the first tokens. Positions count within the cache, so a text may be of any length."""
+    with as many entries, and the full context of the first tokens. Positions count within the cache, so a text may be of any length.
+    Of an adapter's pins the sink alone is kept."""
     from context_memory import report, rows, stream_report, streaming
     from context_memory.compose import is_override
     from context_memory.data._files import text_of

@@ -161,6 +161,12 @@ def test_books_are_chunks_of_running_text(tmp_path: Path) -> None:
         Books(str(tmp_path)).examples("train")
 
 
+def test_the_first_questions_are_of_all_tasks(tmp_path: Path) -> None:
+    found = Icl(str(tasks(tmp_path)), k=2, permissive=False).examples("validation")
+    assert [e.meta["task"] for e in found] == ["bound", "free"] * 12
+    assert len({e.context for e in found}) == 2  # the demonstrations of a task are those of all its questions
+
+
 def test_a_mixture_keeps_weights_and_scores_by_part(talk: Path) -> None:
     tasks(talk)
     settings = {"icl": {"path": str(talk), "k": 2, "train": 400}, "dialogue": {"path": str(talk), "corpus": "talk"}}
@@ -169,7 +175,7 @@ def test_a_mixture_keeps_weights_and_scores_by_part(talk: Path) -> None:
     share = Counter(e.meta["part"] for e in train)
     assert share["icl"] > 5 * share["dialogue"] > 0 and len({e.id for e in train}) == len(train)
     test = data.examples("test")
-    assert [e.meta["part"] for e in test] == ["icl"] * 12 + ["dialogue"] * 3
+    assert [e.meta["part"] for e in test] == ["icl", "dialogue"] * 3 + ["icl"] * 9  # the first few are of all parts
     assert data.score(test[0], test[0].target)["correct in icl"] == 1
     for bad in ({"weights": [1.0]}, {"parts": ["mixture"]}, {"settings": {"books": {}}}):
         with pytest.raises(ValueError, match=r"parts|weights|books"):

@@ -5,7 +5,7 @@ tested on others. Reads a folder with `train/` and `test/` of one .jsonl a task 
 `tasks.json` may say which are `permissive`), or MetaICL's own (`<task>/<task>_*_train.jsonl`, rows without a split; `data.config=`
 its list of train and test tasks). Training draws a task, k demonstrations and a query, and learns every demonstration's label from
 those before it. Testing asks the same queries after the same demonstrations of a seed, equally many a task, so that the mean over
-items is the macro mean.
+items is the macro mean; one of each task in turn, so that the first few are of all tasks.
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ class Icl(Dataset):
         least = min(min(len(asked) for _, asked in tasks.values()), self.queries)
         out: list[Example] = []
         for seed in range(self.seeds):
-            for task, (shown, asked) in sorted(tasks.items()):
-                demos = random.Random(f"{self.seed + seed} {split} {task}").sample(shown, min(self.k, len(shown)))
-                out += [example(demos, q, f"icl/{task}/{seed}/{i}", task) for i, q in enumerate(asked[:least])]
+            draws = {task: random.Random(f"{self.seed + seed} {split} {task}") for task in sorted(tasks)}
+            told = {task: draw.sample(shown := tasks[task][0], min(self.k, len(shown))) for task, draw in draws.items()}
+            out += [example(told[t], tasks[t][1][i], f"icl/{t}/{seed}/{i}", t) for i in range(least) for t in told]
         return out
 
     def classes(self, example: Example, answer: str) -> tuple[str, str, str]:

@@ -1,7 +1,8 @@
 """Several datasets in one: to train one adapter for all of them, and to evaluate it on each.
 
 The original's `unified` is [icl, dialogue], its `pretrain` [icl, dialogue, books] (`run.py --dataset`). Training examples are drawn
-from the parts by weight, without repeats, until one is used up; other splits are the parts' own, one after the other.
+from the parts by weight, without repeats, until one is used up; other splits are the parts' own, one of each in turn, so that the first
+few (`training.eval_samples`) are of all of them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any, ClassVar
 
 from context_memory import plugins
@@ -55,7 +57,7 @@ class Mixture(Dataset):
     def examples(self, split: str) -> Sequence[Example]:
         found = {name: [replace(e, meta={**e.meta, PART: name}) for e in self.part(name).examples(split)] for name in self.parts}
         if split != "train":
-            return [e for name in self.parts for e in found[name]]
+            return [e for turn in zip_longest(*found.values()) for e in turn if e is not None]
         draw = random.Random(f"{self.seed} mixture")
         weights = dict(zip(self.parts, self.weights or [1.0] * len(self.parts), strict=True))
         for examples in found.values():

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 import toys
 from context_memory import adapter, loading
 from context_memory.compose import load as configured
+from context_memory.data._licences import non_commercial
 from context_memory.errors import UserError
 from context_memory.loading import load, numbers
 from context_memory.model import CompressedLM
@@ -284,6 +285,7 @@ def test_what_is_shipped_is_whole_and_has_a_card(name: str) -> None:
     card = adapter.read_card(SHIPPED / name)
     said = (SHIPPED / name / "README.md").read_text()
     assert all(line in said for line in ("| base model |", "| data |", "| recipe |", "| results |", "| licence |"))
+    assert card.licence and "unknown" not in card.licence and not non_commercial(card.licence)
     if card.task is not None:
         assert card.task.path == f"../{Path(card.task.path).name}"
         assert loading._task(SHIPPED / name, card) == (SHIPPED / card.task.path.removeprefix("../"))

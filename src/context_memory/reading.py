@@ -76,14 +76,15 @@ def _answers(
     lm: CompressedLM, encoder: Encoder, memory: Memory, last: Tensor, examples: Sequence[Example], batch_size: int
 ) -> list[list[tuple[float, int]]]:
     """For each row, whose question is read once, what its answers come to; the memory goes on."""
-    questions = [encoder.prompt(e)[len(e.context) :] for e in examples]
+    questions = [encoder.asked(e.prompt, not e.context, e.running) for e in examples]
     last = _ends(memory, [[s for s in q if s.ids or s.compress] for q in questions], last)  # a running text has none
     said = [(row, replace(e, target=text)) for row, e in enumerate(examples) for text in e.options or (e.target,)]
     sums: list[list[tuple[float, int]]] = [[] for _ in examples]
     for start in range(0, len(said), batch_size):
         part = said[start : start + batch_size]
         rows = [row for row, _ in part]
-        tails = [as_fed(encoder.segments(e)[len(e.context) :], encoder)[len(questions[row]) :] for row, e in part]
+        bare = [encoder.segments(replace(e, context=(), learn=())) for _, e in part]  # the context is read: no need to tokenise it again
+        tails = [as_fed(segments, encoder)[len(questions[row]) :] for row, segments in zip(rows, bare)]
         for (row, e), one in zip(part, _likelihoods(lm, memory.pick(rows), last[rows], tails)):
             if not one[1]:
                 what = "option" if e.options else "answer"

@@ -1,10 +1,10 @@
 """Decoding throughput with compression beside the stock `generate` of the same model and prompts, in one run.
 
-    python benchmarks/decoding.py [--tokens 96] [--batch 1 8] [--repeat 3] [--dtype bfloat16]
+    python benchmarks/decoding.py [--model llama-3.1-8b] [--tokens 96] [--batch 1 8] [--repeat 3] [--dtype bfloat16]
 
 Both decode greedily the same number of tokens and never stop early. Ours compresses every 24 tokens into two comp tokens (a
 fresh adapter: speed does not depend on what it learnt) and frees the rest. The two take turns, so that whatever else the
-machine does falls on both; the table shows the best of the repeats.
+machine does falls on both; the table shows the best of the repeats. Runs on the GPU where there is one.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from context_memory import fetch, loading, plugins
+import sized
+from context_memory import loading, plugins
 from context_memory.data.tally import Tally
 from context_memory.encode import Encoder
 from context_memory.generate import Settings, generate
@@ -35,29 +35,31 @@ class Endless(Encoder):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=MODEL, help=f"by name, or with random weights: {', '.join(sized.SHAPES)}")
     parser.add_argument("--tokens", type=int, default=96, help="tokens a row")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--every", type=int, default=24, help="tokens a segment")
     parser.add_argument("--dtype", default="auto", help="auto: bfloat16 where the CPU multiplies it natively, else float32")
     args = parser.parse_args()
-    dtype = loading.numbers(args.dtype)
-    folder = fetch.get(MODEL)
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    stock = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    place = loading.accelerator()
+    dtype = loading.numbers(args.dtype, place)
+    stock, _ = sized.base(args.model, dtype, place)
+    base, tokenizer = sized.base(args.model, dtype, place)
+    tokenizer.padding_side = "left"
     lora = LoraConfig(r=8, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], init_lora_weights=False)
     lm = CompressedLM(base, tokenizer, plugins.make("schemes", "concat", n_comp=2), lora=lora).eval()  # type: ignore[arg-type]
     encoder = Endless(tokenizer, plugins.make("boundaries", "every", n=args.every), [plugins.make("pins", "prompt")])  # type: ignore[arg-type, list-item]
     examples = Tally(max_steps=5).examples("test")
-    what = f"{MODEL}, {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads"
+    where = torch.cuda.get_device_name() if place else f"{torch.get_num_threads()} threads"
+    what = f"{args.model}, {str(dtype).removeprefix('torch.')}, {where}"
     table = Table(title=f"{what}, {args.tokens} new tokens a row, greedy, best of {args.repeat}")
     for name in ("batch", "stock generate, tokens/s", "with compression, tokens/s", "ratio", "peak KV tokens, stock", "ours"):
         table.add_column(name, justify="right")
     for batch in args.batch:
         prompts = [encoder.prompt(e) for e in examples[:batch]]
         texts = [tokenizer.decode([i for s in p for i in s.ids]) for p in prompts]
-        inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+        inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(stock.device)
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(args.repeat):
             start = time.perf_counter()

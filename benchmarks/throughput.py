@@ -1,12 +1,12 @@
 """Answers a second at the largest batch that a fixed memory holds: `full` beside compressed memories, in one run.
 
-    python benchmarks/throughput.py [--budget 128] [--schemes full concat merge] [--tokens 50] [--segments 16]
+    python benchmarks/throughput.py [--model llama-3.1-8b] [--budget 128] [--schemes full concat merge] [--tokens 50] [--segments 16]
 
 Every user has a memory of 16 segments of 50 tokens and asks a question; the memories of all users are stacked into one batch
 (`Memory.batch`) and answered together. A small batch is answered first and its caches are measured, at their largest, padding
 included; the largest batch is what the budget divided by that gives. A few users are written and stacked again and again, because
 what a memory says changes neither bytes nor speed; a fresh adapter serves for the same reason. Writing the memories is not timed: it
-is done once, as the text comes. Each answer of the small batch is compared with that of its user alone, and each of the large batch
+is done once, as the text comes. Runs on the GPU where there is one. Each answer of the small batch is compared with that of its user alone, and each of the large batch
 with the small one's (in bfloat16 a batch rounds otherwise, and a tie may fall the other way). The last columns tell what a larger
 batch gives from what a smaller memory gives by itself.
 """
@@ -21,9 +21,9 @@ import torch
 from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from context_memory import fetch, loading, plugins
+import sized
+from context_memory import loading, plugins
 from context_memory.data.tally import Tally
 from context_memory.encode import Encoder
 from context_memory.generate import Settings, generate
@@ -69,9 +69,7 @@ class Side:
 
 
 def side(name: str, args: argparse.Namespace, dtype: torch.dtype) -> Side:
-    folder = fetch.get(MODEL)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    base, tokenizer = sized.base(args.model, dtype, loading.accelerator())
     trained = name in ("concat", "merge", "capped")
     lora = LoraConfig(r=8, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], init_lora_weights=False) if trained else None
     scheme = plugins.make("schemes", name, **({"n_comp": args.n_comp} if trained else {}))
@@ -91,6 +89,7 @@ def side(name: str, args: argparse.Namespace, dtype: torch.dtype) -> Side:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=MODEL, help=f"by name, or with random weights: {', '.join(sized.SHAPES)}")
     parser.add_argument("--budget", type=float, default=128, help="MiB for the caches of a batch")
     parser.add_argument("--schemes", nargs="+", default=["full", "concat", "merge"], help="the others are held against the first")
     parser.add_argument("--n-comp", type=int, default=2, help="comp tokens a segment")
@@ -101,8 +100,10 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--dtype", default="auto", help="auto: bfloat16 where the CPU multiplies it natively, else float32")
     args = parser.parse_args()
-    dtype, budget = loading.numbers(args.dtype), int(args.budget * 2**20)
-    what = f"{MODEL}, {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads"
+    place, budget = loading.accelerator(), int(args.budget * 2**20)
+    dtype = loading.numbers(args.dtype, place)
+    where = torch.cuda.get_device_name() if place else f"{torch.get_num_threads()} threads"
+    what = f"{args.model}, {str(dtype).removeprefix('torch.')}, {where}"
     title = f"{what}; {args.segments} x {args.tokens} tokens a user, {args.question} + {args.answer} tokens a question; {args.budget:g} MiB"
     table = Table(title=f"{title}; best of {args.repeat}")
     for column in ("scheme", "KV MiB a row", "batch", "KV MiB", "answers/s", "ratio", "same as alone"):

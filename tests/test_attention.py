@@ -239,12 +239,15 @@ def test_grouped_heads_are_the_repeated_ones(monkeypatch: pytest.MonkeyPatch) ->
     assert (logits[None] - logits["0"]).abs().max() < 1e-10
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the switch is for processors")
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("scheme", [Concat(n_comp=2), Merge(n_comp=2)], ids=["concat", "merge"])
-def test_few_queries_are_regrouped_and_the_switch_is_left_as_it_was(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU's kernel for grouped heads is slow for few queries; heads of a group as positions give the same, for uneven rows too."""
+def test_few_queries_are_regrouped_and_the_switch_is_left_as_it_was(scheme: Scheme, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels for grouped heads are slow for few queries, or copy them; heads of a group as positions give the same, for uneven rows too."""
     monkeypatch.delenv(grouped.GROUPED, raising=False)
-    lm, calls = tiny_lm("llama", scheme), []
+    lm, calls = tiny_lm("llama", scheme).to(device), []
     stock = torch.nn.functional.scaled_dot_product_attention
 
     def spied(q: Tensor, k: Tensor, v: Tensor, **more: object) -> Tensor:
@@ -261,7 +264,7 @@ def test_few_queries_are_regrouped_and_the_switch_is_left_as_it_was(scheme: Sche
         return [memory.fork().read((5,)), memory.fork().read((5, 6)), memory.read(LONG)]
 
     few, shapes = answers(), set(calls)
-    assert {(s[1], s[0] == kv) for s, kv in shapes} >= {(groups, True), (2 * groups, True)}
+    assert {(s[1], s[0] == kv) for s, kv in shapes} >= {(groups, True), (2 * groups, True)} and few[0].device.type == device
     assert grouped.GROUPED not in os.environ
     monkeypatch.setattr(grouped, "FEW", 0)
     calls.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from context_memory.boundaries.sentence import Sentence
 from context_memory.encode import Encoder
 from context_memory.errors import InputError
 from context_memory.model import CompressedLM
+from context_memory.pins.base import Pin
 from context_memory.pins.numbers import Numbers
+from context_memory.pins.prompt import Prompt
 from context_memory.text import Example
 
 WORDS = toys.tokenizer()
@@ -50,6 +53,21 @@ def test_a_kept_question_stays_open_and_a_compressed_one_is_cut_as_the_answer_is
     assert all(s.compress for s in cut)
     assert [[WORDS.decode([i]) for i, pin in zip(s.ids, s.pins) if pin] for s in cut] == [["4"], ["2"], []]
     assert len(Encoder(WORDS, Newline(), prompt="compress").prompt(ASKED)) == 1
+
+
+def test_of_numbers_that_are_kept_once_the_question_s_are_known_as_far_as_they_stay() -> None:
+    example = replace(ASKED, target="4 + 2 = 6. 6 - 4 = 2. 2 + 9 = 11.", cuts=(11, 22, 33))
+
+    def kept(pins: list[Pin], example: Example = example) -> list[list[str]]:
+        cut = Encoder(WORDS, Sentence(), pins).segments(example)
+        return [[WORDS.decode([i]) for i, pin in zip(s.ids, s.pins) if pin] for s in cut if s.target and s.compress]
+
+    assert kept([Numbers()]) == [["4", "2", "6"], ["6", "4", "2"], ["2", "9", "1", "1"]]
+    assert kept([Numbers(once=True)]) == [["6"], [], ["9", "1", "1"]]  # of a question that is in the first step's segment its pins stay
+    assert kept([Numbers(once=True), Prompt()]) == [["6"], [], ["9", "1", "1"]]
+    assert kept([Numbers(budget=1, once=True)]) == [["6"], ["4"], ["1"]]  # of the question only the last stays, and half of 11 is no number
+    told = replace(example, context=("It is 6.",))
+    assert kept([Numbers(once=True)], told) == kept([Numbers(once=True)])  # whoever writes the context first does not know its words
 
 
 def test_said_one_by_one_is_said_as_a_whole() -> None:

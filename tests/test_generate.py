@@ -15,7 +15,9 @@ from context_memory.boundaries.every import Every
 from context_memory.encode import Encoder
 from context_memory.generate import Settings, generate
 from context_memory.pins.base import Piece, Pin
+from context_memory.pins.numbers import Numbers
 from context_memory.plan import RAW, Column, build, layout
+from context_memory.schemes.concat import Concat
 from context_memory.testing import tiny_lm, tiny_lms
 from context_memory.text import Segment
 from toys import Letters
@@ -35,6 +37,13 @@ class Odd(Pin):
 
     def chooses(self, piece: Piece) -> list[int]:
         return [i for i, t in enumerate(piece.ids) if t % 3 == 0]
+
+
+class Digits(Letters):
+    """Every token is a number of one digit."""
+
+    def decode(self, ids: list[int], **_: object) -> str:
+        return "".join(f" {i % 10}" for i in ids)
 
 
 PROMPTS = [[5, 9, 3, 1], [7], [1, 2, 8, 4, 6, 6, 2], [11, 12, 13], [31, 30]]
@@ -81,6 +90,27 @@ def test_batch_equals_alone_and_one_pass(family: str, scheme, positions: str) ->
         chosen = logits[len(prompt[0].ids) - 1 :].argmax(-1).tolist()
         said = out.ids + [63] * (out.reason == "eos")
         assert chosen == said[: len(chosen)]
+
+
+def test_what_a_rule_knows_of_earlier_segments_is_what_one_pass_knows() -> None:
+    """Numbers kept once; each row goes on from its own question."""
+    lm = tiny_lm("llama", Concat(n_comp=1))
+    prompts = [[Segment(tuple(p), compress=False, pins=(True,) * len(p), question=True)] for p in PROMPTS]
+    told = {}
+    for once in (True, False):
+        encoder = Encoder(Digits(), Every(n=4), [Numbers(once=once)])
+        outs = generate(lm, encoder, prompts, Settings(max_new_tokens=24))
+        told[once] = [o.ids for o in outs]
+        for out, prompt in zip(outs, prompts):
+            whole, held = [*prompt], encoder.verbatim(prompt)
+            for step in encoder.boundary.split(out.ids, encoder.piece):
+                kept = encoder.pin(step, held=held)
+                held |= encoder.numbers(step, kept)
+                whole.append(Segment(step, pins=kept, target=True))
+            with torch.no_grad():
+                logits = lm(plan := layout(whole, lm.scheme))[0][plan.tokens.raw[0]]
+            assert logits[len(prompt[0].ids) - 1 :].argmax(-1).tolist()[: len(out.ids)] == out.ids
+    assert told[True] != told[False]
 
 
 @pytest.mark.parametrize("scheme", ["full", "concat"])

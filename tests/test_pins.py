@@ -45,12 +45,26 @@ def test_a_budget_keeps_the_most_important(name: str, budget: int, left: list[st
     assert kept(name, STEP, budget=budget) == left
 
 
+def test_a_number_that_stands_already_is_not_kept_again() -> None:
+    """Not what the question or an earlier step holds, however it is written, and the last of two in a step."""
+    words = ("So", " ", "1", ",", "2", "0", "0", " -", " ", "4", " =", " 11", "9", "6", ",", " so", " 11", "9", "6", ".")
+    rule = plugins.make("pins", "numbers", budget=9, once=True)
+    chosen = [rule.chooses(Piece(range(len(words)), words, held=frozenset(held))) for held in ((), ("1200", "4"), ("4", "1200", "1196"))]  # type: ignore[attr-defined]
+    assert chosen == [[16, 17, 18, 9, 2, 3, 4, 5, 6], [16, 17, 18], []]
+
+
 def test_the_rarest_words_stay_whole() -> None:
     """Three everyday tokens say more than one rare one, and do not fit where there is room for two."""
     words, ids = ("My", " name", " is", " Jin", " of", " Bu", "s", "an", ". "), (5, 8, 3, 900, 2, 40, 50, 60, 1)
     rule = [plugins.make("pins", "rare", budget=budget) for budget in (4, 2, 0)]
     chosen = [[words[i] for i in r.chooses(Piece(ids, words))] for r in rule]  # type: ignore[attr-defined]
     assert chosen == [[" Bu", "s", "an", " Jin"], [" Jin", " name"], []]
+
+
+def test_a_question_can_have_a_budget_of_its_own() -> None:
+    words, ids = ("My", " name", " is", " Jin"), (5, 8, 3, 900)
+    rules = [plugins.make("pins", "rare", budget=1, **more) for more in ({}, {"question": 3}, {"question": 0})]
+    assert [[len(r.keeps(Piece(ids, words, prompt=asked))) for asked in (False, True)] for r in rules] == [[1, 1], [1, 3], [1, 0]]  # type: ignore[attr-defined]
 
 
 def test_what_every_solution_says_is_not_rare() -> None:

@@ -3,7 +3,7 @@
 Seam: transformers 5.23, `AttentionInterface.register` and `AttentionMaskInterface.register`. Our function calls the stock one. Before
 that it overwrites keys and values at slot columns (mixing schemes), and spreads out the queries of rows of different lengths: all
 other layers run the real tokens alone, side by side, so that a row pays nothing for the comp tokens of another. With neither to do it
-*is* the stock one, told on a CPU how to take grouped heads (`grouped.py`), and on a GPU which kernel not to train with (`cudnn.py`).
+*is* the stock one, told how to take grouped heads (`grouped.py`), and on a GPU which kernel not to train with (`cudnn.py`).
 A boolean mask is right for sdpa alone: eager *adds* what it gets, flex_attention wants a BlockMask, and
 flash_attention_2 takes no such mask at all.
 """
@@ -75,7 +75,7 @@ def _ours(implementation: str) -> Callable[..., Any]:
         if lanes is not None:
             query = lanes.spread(query.transpose(1, 2)).transpose(1, 2)
         regrouped = regroup(query, key, attention_mask) if implementation == "sdpa" else None
-        with grouped(query), without_cudnn(query.device):
+        with grouped(query, regrouped is not None), without_cudnn(query.device):
             if regrouped is None:
                 out, weights = stock(module, query, key, value, attention_mask, **kwargs)
             else:

@@ -195,9 +195,11 @@ class Encoder:
         answer, end, starts = self._answer(example)
         edges = self._edges(example, answer, starts, scores)
         out = self.prompt(example)
+        held = self.verbatim(out)
         for a, b in itertools.pairwise([0, *edges]):
             step = (*answer[a:b], *self.mark)
-            kept = self.pin(step, scores={x: s[a:b] for x, s in scores.items()})
+            kept = self.pin(step, scores={x: s[a:b] for x, s in scores.items()}, held=held)
+            held |= self.numbers(step, kept)
             out.append(Segment(step, loss=(True,) * len(step), pins=kept, target=True))
         tail = (*answer[edges[-1] if edges else 0 :], *end)
         return [*out, Segment(tail, loss=(True,) * len(tail), compress=False, target=True)]
@@ -240,9 +242,25 @@ class Encoder:
         stop = next((i for i, s in enumerate(starts) if s >= len(example.target)), len(ids))
         return tuple(ids[:stop]), tuple(ids[stop : stop + 1]), starts[:stop]
 
-    def pin(self, ids: Sequence[int], first: bool = False, prompt: bool = False, scores: Scores = NONE) -> tuple[bool, ...]:
-        """Which tokens of a closed segment stay; `scores` are of its tokens."""
-        return flags(self.pins, Piece(ids, [self.piece(i) for i in ids], first, prompt), scores)
+    def pin(
+        self,
+        ids: Sequence[int],
+        first: bool = False,
+        prompt: bool = False,
+        scores: Scores = NONE,
+        held: frozenset[str] = frozenset(),
+    ) -> tuple[bool, ...]:
+        """Which tokens of a closed segment stay; `scores` are of its tokens, `held` the numbers that stand verbatim before it."""
+        return flags(self.pins, Piece(ids, [self.piece(i) for i in ids], first, prompt, held), scores)
+
+    def numbers(self, ids: Sequence[int], kept: Sequence[bool]) -> frozenset[str]:
+        """The numbers of a segment all of whose tokens stay."""
+        found = Piece(ids, [self.piece(i) for i in ids]).figures() if any(kept) else []
+        return frozenset(value for value, tokens in found if all(kept[i] for i in tokens))
+
+    def verbatim(self, segments: Sequence[Segment]) -> frozenset[str]:
+        """The numbers of the question that stay; what was said before it is passed over, since a memory does not know its words."""
+        return frozenset().union(*(self.numbers(s.ids, s.pins) for s in segments if s.question))
 
     def _question(self, ids: Sequence[int], head: int, first: bool) -> list[Segment]:
         """One segment that stays open; or, to be compressed, one for every part, the roles with the first and the last."""
@@ -255,4 +273,4 @@ class Encoder:
         return [self._segment(part, first and i == 0, prompt=True) for i, part in enumerate(parts)]
 
     def _segment(self, ids: Sequence[int], first: bool = False, prompt: bool = False, compress: bool = True) -> Segment:
-        return Segment(tuple(ids), pins=self.pin(ids, first, prompt), compress=compress)
+        return Segment(tuple(ids), pins=self.pin(ids, first, prompt), compress=compress, question=prompt)

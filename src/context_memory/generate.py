@@ -43,6 +43,8 @@ class _Row:
     text: str = ""
     scores: dict[Any, list[float]] = field(default_factory=dict)
     """Of the segment's tokens, for policies and rules that read hidden states."""
+    held: frozenset[str] = frozenset()
+    """Numbers that stand verbatim before the segment."""
     closed: bool = False
     """The segment has ended with the last token that was fed: the next step folds it."""
     fed: int = 0
@@ -100,7 +102,9 @@ class Decoder:
         for turn, hidden in self.memory.follow(self.prompts):
             last |= {n: hidden[n, raw - 1] for n, segments in enumerate(turn) if (raw := sum(len(s.ids) for s in segments))}
         first = torch.stack([last[n] for n in range(len(self.prompts))])
-        self._lanes = [_Row(n, out, self.memory.clock[n], -1) for n, out in enumerate(self.outputs)]
+        self._lanes = [
+            _Row(n, out, self.memory.clock[n], -1, held=self.encoder.verbatim(self.prompts[n])) for n, out in enumerate(self.outputs)
+        ]
         self._count_prompt(range(len(self.prompts)))
         self._sample(self.lm.logits(first))
 
@@ -185,8 +189,11 @@ class Decoder:
 
     def _pin(self, lanes: Sequence[int]) -> None:
         """Mark the tokens of the segments that have ended in these lanes which the pin rules keep."""
-        keep = {lane: self.encoder.pin(row.segment, scores=row.scores) for lane in lanes if (row := self._lanes[lane]) is not None}
-        keep = {lane: kept for lane, kept in keep.items() if any(kept)}
+        keep: dict[int, tuple[bool, ...]] = {}
+        for lane in lanes:
+            if (row := self._lanes[lane]) is not None and any(kept := self.encoder.pin(row.segment, scores=row.scores, held=row.held)):
+                keep[lane] = kept
+                row.held |= self.encoder.numbers(row.segment, kept)
         if not keep:
             return
         held = self.memory.held

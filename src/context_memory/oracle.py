@@ -60,10 +60,10 @@ def rises(lm: CompressedLM, encoder: Encoder, example: Example, places: Sequence
     lm.family.must_be_causal("the oracle of boundaries")
     whole = encoder.uncut(example)
     *prompt, answer = whole
-    variants = [whole]
+    variants, held = [whole], encoder.verbatim(prompt)
     for place in places:
         head, tail = answer.ids[:place], answer.ids[place:]
-        closed = Segment(head, loss=(True,) * len(head), pins=encoder.pin(head), target=True)
+        closed = Segment(head, loss=(True,) * len(head), pins=encoder.pin(head, held=held), target=True)
         variants.append([*prompt, closed, Segment(tail, loss=(True,) * len(tail), compress=False, target=True)])
     sums: list[float] = []
     for start in range(0, len(variants), batch_size):

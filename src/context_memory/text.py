@@ -54,6 +54,8 @@ class Segment:
     pins: tuple[bool, ...] = ()
     target: bool = False
     """Part of what the model answers (rather than of what it is given)."""
+    question: bool = False
+    """Part of what is asked (rather than of the context before it)."""
 
     def __post_init__(self) -> None:
         for name in ("loss", "pins"):

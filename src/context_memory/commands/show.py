@@ -75,4 +75,9 @@ def _words(text: str, prompt: str, config: Config) -> list[Segment]:
     if prompt:
         return encoder.segments(Example(prompt, text))
     steps = encoder.boundary.split(encoder.ids(text), encoder.piece)
-    return [Segment(s, pins=encoder.pin(s, first=i == 0), compress=i < len(steps) - 1, target=True) for i, s in enumerate(steps)]
+    out, held = [], frozenset[str]()
+    for i, step in enumerate(steps):
+        kept = encoder.pin(step, first=i == 0, held=held)
+        held |= encoder.numbers(step, kept)
+        out.append(Segment(step, pins=kept, compress=i < len(steps) - 1, target=True))
+    return out

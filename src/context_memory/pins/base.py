@@ -25,6 +25,8 @@ class Piece:
     """Whether the memory starts with this segment."""
     prompt: bool = False
     """Whether this is the question (rather than context or answer)."""
+    held: frozenset[str] = frozenset()
+    """Numbers that stand verbatim before it, in the question or in an earlier segment of the answer."""
     scores: Sequence[float] = ()
     """What the rule made of the hidden state of each token (`Pin.read`); empty for rules that need none, and for what is given."""
 
@@ -39,7 +41,11 @@ class Piece:
 
     def numbers(self) -> list[list[int]]:
         """The tokens of every number in the text, in order."""
-        return [self.covering(*m.span()) for m in NUMBER.finditer("".join(self.pieces))]
+        return [tokens for _, tokens in self.figures()]
+
+    def figures(self) -> list[tuple[str, list[int]]]:
+        """Every number in the text, without commas, and its tokens, in order."""
+        return [(m[0].replace(",", ""), self.covering(*m.span())) for m in NUMBER.finditer("".join(self.pieces))]
 
 
 class Pin(ABC):
@@ -66,9 +72,13 @@ class Pin(ABC):
         """The rule as it is for this tokenizer."""
         return self
 
+    def room(self, piece: Piece) -> int:
+        """How many tokens it may keep of this segment."""
+        return self.budget
+
     def keeps(self, piece: Piece) -> set[int]:
-        """`chooses`, within the budget."""
-        return set(self.chooses(piece)[: self.budget])
+        """`chooses`, within its room."""
+        return set(self.chooses(piece)[: self.room(piece)])
 
 
 def flags(rules: Sequence[Pin], piece: Piece, scores: Mapping[Any, Sequence[float]]) -> tuple[bool, ...]:

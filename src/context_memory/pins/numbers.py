@@ -1,4 +1,8 @@
-"""Every number of a step, the last ones first where the budget is short."""
+"""Every number of a step, the last ones first where the budget is short.
+
+Most numbers of a solution are said more than once: in the question, as a step's result, where a later step takes it up. With `once` a
+number is kept where it is said first, and what it costs to keep it again is free for those that are new.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,14 @@ from context_memory.pins.base import Piece, Pin
 @dataclass(frozen=True)
 class Numbers(Pin):
     budget: int = 16
+    once: bool = False
+    """Leave out what already stands verbatim in the question or an earlier step, or later in this one."""
 
     def chooses(self, piece: Piece) -> list[int]:
-        return [i for tokens in reversed(piece.numbers()) for i in tokens]
+        chosen: list[int] = []
+        held = set(piece.held)
+        for value, tokens in reversed(piece.figures()):
+            if not (self.once and value in held):
+                chosen += tokens
+            held.add(value)
+        return chosen

@@ -22,8 +22,13 @@ MARK = re.compile(r"<\S+>|\[/?[A-Z_]+\]")
 class Rare(Pin):
     budget: int = 4
     """Tokens of a segment; a word that no longer fits is passed over."""
+    question: int | None = None
+    """Tokens of a segment of the question, where that is compressed: what is asked is said there and nowhere else. Not given: `budget`."""
     skip: str = ""
     """Words that are rare elsewhere and say nothing here, with blanks between them, such as `calculate therefore`."""
+
+    def room(self, piece: Piece) -> int:
+        return self.question if piece.prompt and self.question is not None else self.budget
 
     def chooses(self, piece: Piece) -> list[int]:
         """Of several turns in a segment the last one's words come first; names of roles are nobody's words."""
@@ -41,6 +46,6 @@ class Rare(Pin):
         chosen: list[int] = []
         for _, _, tokens in sorted(found):
             new = [i for i in tokens if i not in chosen]
-            if len(chosen) + len(new) <= self.budget:
+            if len(chosen) + len(new) <= self.room(piece):
                 chosen += new
         return chosen

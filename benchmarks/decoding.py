@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import time
 
+import sized
 import torch
 from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
 
-import sized
 from context_memory import loading, plugins
 from context_memory.data.tally import Tally
 from context_memory.encode import Encoder

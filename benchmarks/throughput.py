@@ -4,11 +4,11 @@
 
 Every user has a memory of 16 segments of 50 tokens and asks a question; the memories of all users are stacked into one batch
 (`Memory.batch`) and answered together. A small batch is answered first and its caches are measured, at their largest, padding
-included; the largest batch is what the budget divided by that gives. A few users are written and stacked again and again, because
-what a memory says changes neither bytes nor speed; a fresh adapter serves for the same reason. Writing the memories is not timed: it
-is done once, as the text comes. Runs on the GPU where there is one. Each answer of the small batch is compared with that of its user alone, and each of the large batch
-with the small one's (in bfloat16 a batch rounds otherwise, and a tie may fall the other way). The last columns tell what a larger
-batch gives from what a smaller memory gives by itself.
+included; the largest batch is what the budget divided by that gives. A few users are written and stacked again and again,
+because what a memory says changes neither bytes nor speed; a fresh adapter serves for the same reason. Writing the memories is
+not timed: it is done once, as the text comes. Runs on the GPU where there is one. Each answer of the small batch is compared
+with that of its user alone, and each of the large batch with the small one's (in bfloat16 a batch rounds otherwise, and a tie
+may fall the other way). The last columns tell what a larger batch gives from what a smaller memory gives by itself.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import argparse
 import time
 from dataclasses import dataclass
 
+import sized
 import torch
 from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
 
-import sized
 from context_memory import loading, plugins
 from context_memory.data.tally import Tally
 from context_memory.encode import Encoder

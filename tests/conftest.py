@@ -1,10 +1,11 @@
-"""Every test runs offline, on the CPU, with threads that do not fight each other."""
+"""Every test runs offline, on the CPU (those that need a GPU too where CCM_TEST_GPU is set), with threads that do not fight each other."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+if "CCM_TEST_GPU" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Workers share the cores; a test alone may have two. Set before torch is imported; processes that a test starts inherit it.

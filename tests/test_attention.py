@@ -245,7 +245,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("scheme", [Concat(n_comp=2), Merge(n_comp=2)], ids=["concat", "merge"])
 def test_few_queries_are_regrouped_and_the_switch_is_left_as_it_was(scheme: Scheme, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels for grouped heads are slow for few queries, or copy them; heads of a group as positions give the same, for uneven rows too."""
+    """Kernels for grouped heads are slow for few queries, or get copies; heads of a group as positions give the same, for uneven rows too."""
     monkeypatch.delenv(grouped.GROUPED, raising=False)
     lm, calls = tiny_lm("llama", scheme).to(device), []
     stock = torch.nn.functional.scaled_dot_product_attention
@@ -264,7 +264,8 @@ def test_few_queries_are_regrouped_and_the_switch_is_left_as_it_was(scheme: Sche
         return [memory.fork().read((5,)), memory.fork().read((5, 6)), memory.read(LONG)]
 
     few, shapes = answers(), set(calls)
-    assert {(s[1], s[0] == kv) for s, kv in shapes} >= {(groups, True), (2 * groups, True)} and few[0].device.type == device
+    wanted = {(2 * groups, True)} | ({(groups, True)} if device == "cpu" else set())  # one query alone is left to CUDA's own kernel
+    assert {(s[1], s[0] == kv) for s, kv in shapes} >= wanted and few[0].device.type == device
     assert grouped.GROUPED not in os.environ
     monkeypatch.setattr(grouped, "FEW", 0)
     calls.clear()

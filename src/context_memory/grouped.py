@@ -2,8 +2,8 @@
 
 Seam: transformers 5.23, `TRANSFORMERS_SDPA_FORCE_GQA`, read at every call of its sdpa function, which under a mask and for more than one
 query copies keys and values to every query head; torch 2.13, whose CPU kernel for grouped heads is slow for few queries (docs/log.md,
-2026-11-25). So while decoding the heads of a group are made positions, on a CPU and on a GPU; longer texts are regrouped by the CPU's kernel
-itself, and on other devices copied as transformers does.
+2026-11-25). So while decoding the heads of a group are made positions, on a CPU and on a GPU; of longer texts the CPU's kernel groups the
+heads itself, and other devices get the copies.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""cuDNN's attention left out where masked attention is differentiated: its backward pass can return NaN.
+"""cuDNN's attention left out under a mask: its backward pass can return NaN, and it builds a plan for every new shape.
 
-Seam: torch 2.11 to 2.13 on H100 and H200, where cuDNN comes first: with a mask, 64 tokens past a multiple of 128, and a row whose scores
-are all very low (Qwen2.5 has such heads), the gradient of the queries is NaN (pytorch/pytorch#196678). The other kernels are right, and so
-is cuDNN's forward pass.
+Seam: torch 2.11 to 2.13 on H100 and H200, where cuDNN comes first under a mask. 64 tokens past a multiple of 128, and in a row whose scores
+are all very low (Qwen2.5 has such heads), the gradient of the queries is NaN (pytorch/pytorch#196678; seen, and gone without it). And the
+shapes of a memory change with every segment that ends, in steps that took four to ten times as long as others; that plans are why is a guess
+(docs/log.md, 2026-11-26). The other kernels are right, and need none.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import torch
 
 @contextmanager
 def without_cudnn(device: torch.device) -> Iterator[None]:
-    """Attention on this device runs another kernel than cuDNN's, if it is going to be differentiated."""
-    if device.type != "cuda" or not torch.is_grad_enabled() or not torch.backends.cuda.cudnn_sdp_enabled():
+    """Attention on this device runs another kernel than cuDNN's."""
+    if device.type != "cuda" or not torch.backends.cuda.cudnn_sdp_enabled():
         yield
         return
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -17,6 +17,7 @@ KEPT = {
     "conclusions": ([" Emma", " has", "2", "6"], ["How", " many", " 7"]),
     "rare": (["So", " so", " Emma", " has"], ["How", " many", "s"]),
     "headings": ([], []),
+    "ending": ([], []),
 }
 """Rule -> what it keeps of the step, and of the question, which comes first."""
 
@@ -99,6 +100,22 @@ def test_a_step_without_a_number_keeps_nothing() -> None:
 def test_what_counts_the_steps_stays(words: tuple[str, ...], left: list[str]) -> None:
     """Not a figure at the beginning of a line, nor one in it."""
     assert kept("headings", words) == left
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        (("A", " delight", ".", "\n", "very", " good", "\n"), ["very", " good"]),
+        (("A", " delight", ".", "\n", "\n", "good"), ["good"]),
+        (("Dull", ".\n", "bad", "\n", "\n"), ["bad"]),
+        (("Dull", ".", "\n", "not", " my", " kind", " of", "\n"), []),
+        (("Hello", " there", "\n"), []),
+        (("\n", "\n"), []),
+    ],
+)
+def test_a_short_last_line_stays(words: tuple[str, ...], left: list[str]) -> None:
+    """Not a longer one, nor the only one."""
+    assert kept("ending", words, budget=3) == left
 
 
 def test_rules_add_up() -> None:

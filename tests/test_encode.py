@@ -63,7 +63,7 @@ def test_of_numbers_that_are_kept_once_the_question_s_are_known_as_far_as_they_s
         return [[WORDS.decode([i]) for i, pin in zip(s.ids, s.pins) if pin] for s in cut if s.target and s.compress]
 
     assert kept([Numbers()]) == [["4", "2", "6"], ["6", "4", "2"], ["2", "9", "1", "1"]]
-    assert kept([Numbers(once=True)]) == [["6"], [], ["9", "1", "1"]]  # of a question that is in the first step's segment its pins stay
+    assert kept([Numbers(once=True)]) == [["6"], [], ["9", "1", "1"]]  # the question's own 4 and 2 are kept by the rule
     assert kept([Numbers(once=True), Prompt()]) == [["6"], [], ["9", "1", "1"]]
     assert kept([Numbers(budget=1, once=True)]) == [["6"], ["4"], ["1"]]  # of the question only the last stays, and half of 11 is no number
     told = replace(example, context=("It is 6.",))

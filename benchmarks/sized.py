@@ -1,6 +1,7 @@
 """Where a benchmark's model comes from: one by name, or one of the shape of a larger model with random weights.
 
-Speed and bytes do not depend on what a model says. Shapes are the published ones (Grattafiori et al. 2024, arXiv:2407.21783, Table 3).
+Speed and bytes do not depend on what a model says. Shapes are the published ones (8B: Grattafiori et al. 2024, arXiv:2407.21783,
+Table 3; 1B: its model card).
 """
 
 from __future__ import annotations

@@ -220,7 +220,6 @@ def test_the_window_passes_by_raw_tokens_and_no_memory(family: str, scheme: Sche
         assert torch.equal(masks["full_attention"], whole)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the switch is for processors")
 def test_grouped_heads_are_the_repeated_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU sdpa takes grouped heads under a mask; the copies that transformers makes otherwise give the same."""
     lm, counts = tiny_lm("llama", Concat(n_comp=2)), {}

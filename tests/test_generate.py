@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from context_memory import plugins
 from context_memory.boundaries.base import Boundary, Step
 from context_memory.boundaries.every import Every
-from context_memory.encode import Encoder
+from context_memory.encode import Encoder, Keeping
 from context_memory.generate import Settings, generate
 from context_memory.pins.base import Piece, Pin
 from context_memory.pins.numbers import Numbers
@@ -102,11 +102,9 @@ def test_what_a_rule_knows_of_earlier_segments_is_what_one_pass_knows() -> None:
         outs = generate(lm, encoder, prompts, Settings(max_new_tokens=24))
         told[once] = [o.ids for o in outs]
         for out, prompt in zip(outs, prompts):
-            whole, held = [*prompt], encoder.verbatim(prompt)
-            for step in encoder.boundary.split(out.ids, encoder.piece):
-                kept = encoder.pin(step, held=held)
-                held |= encoder.numbers(step, kept)
-                whole.append(Segment(step, pins=kept, target=True))
+            keeping = Keeping(encoder, prompt)
+            steps = encoder.boundary.split(out.ids, encoder.piece)
+            whole = [*prompt, *(Segment(step, pins=keeping.pin(step), target=True) for step in steps)]
             with torch.no_grad():
                 logits = lm(plan := layout(whole, lm.scheme))[0][plan.tokens.raw[0]]
             assert logits[len(prompt[0].ids) - 1 :].argmax(-1).tolist()[: len(out.ids)] == out.ids

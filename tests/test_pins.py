@@ -110,6 +110,7 @@ def test_what_counts_the_steps_stays(words: tuple[str, ...], left: list[str]) ->
         (("Dull", ".\n", "bad", "\n", "\n"), ["bad"]),
         (("Dull", ".", "\n", "not", " my", " kind", " of", "\n"), []),
         (("Hello", " there", "\n"), []),
+        (("Hello", " there", "<|im_end|>", "\n", "<|im_start|>", "user", "\n"), []),
         (("\n", "\n"), []),
     ],
 )

@@ -195,11 +195,10 @@ class Encoder:
         answer, end, starts = self._answer(example)
         edges = self._edges(example, answer, starts, scores)
         out = self.prompt(example)
-        held = self.verbatim(out)
+        keeping = Keeping(self, out)
         for a, b in itertools.pairwise([0, *edges]):
             step = (*answer[a:b], *self.mark)
-            kept = self.pin(step, scores={x: s[a:b] for x, s in scores.items()}, held=held)
-            held |= self.numbers(step, kept)
+            kept = keeping.pin(step, scores={x: s[a:b] for x, s in scores.items()})
             out.append(Segment(step, loss=(True,) * len(step), pins=kept, target=True))
         tail = (*answer[edges[-1] if edges else 0 :], *end)
         return [*out, Segment(tail, loss=(True,) * len(tail), compress=False, target=True)]
@@ -253,15 +252,6 @@ class Encoder:
         """Which tokens of a closed segment stay; `scores` are of its tokens, `held` the numbers that stand verbatim before it."""
         return flags(self.pins, Piece(ids, [self.piece(i) for i in ids], first, prompt, held), scores)
 
-    def numbers(self, ids: Sequence[int], kept: Sequence[bool]) -> frozenset[str]:
-        """The numbers of a segment all of whose tokens stay."""
-        found = Piece(ids, [self.piece(i) for i in ids]).figures() if any(kept) else []
-        return frozenset(value for value, tokens in found if all(kept[i] for i in tokens))
-
-    def verbatim(self, segments: Sequence[Segment]) -> frozenset[str]:
-        """The numbers of the question that stay; what was said before it is passed over, since a memory does not know its words."""
-        return frozenset().union(*(self.numbers(s.ids, s.pins) for s in segments if s.question))
-
     def _question(self, ids: Sequence[int], head: int, first: bool) -> list[Segment]:
         """One segment that stays open; or, to be compressed, one for every part, the roles with the first and the last."""
         if self.question == "keep":
@@ -274,3 +264,28 @@ class Encoder:
 
     def _segment(self, ids: Sequence[int], first: bool = False, prompt: bool = False, compress: bool = True) -> Segment:
         return Segment(tuple(ids), pins=self.pin(ids, first, prompt), compress=compress, question=prompt)
+
+
+class Keeping:
+    """Pins the segments of one answer one after the other: a rule may leave out what stands verbatim already (`Piece.held`).
+
+    Args:
+        before: what the answer follows. Of the question the numbers that stay are known; of what was said before it none are, since a
+            memory that is handed over does not know its words.
+    """
+
+    def __init__(self, encoder: Encoder, before: Sequence[Segment] = ()) -> None:
+        self._encoder, self._held = encoder, frozenset[str]()
+        for segment in before:
+            if segment.question:
+                self._hold(segment.ids, segment.pins)
+
+    def pin(self, ids: Sequence[int], first: bool = False, scores: Scores = NONE) -> tuple[bool, ...]:
+        """Which tokens of the next closed segment stay."""
+        kept = self._encoder.pin(ids, first, scores=scores, held=self._held)
+        self._hold(ids, kept)
+        return kept
+
+    def _hold(self, ids: Sequence[int], kept: Sequence[bool]) -> None:
+        found = Piece(ids, [self._encoder.piece(i) for i in ids]).figures() if any(kept) else []
+        self._held |= {value for value, tokens in found if all(kept[i] for i in tokens)}

@@ -17,7 +17,7 @@ from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from context_memory import memory_merge
 from context_memory.boundaries.base import Step
-from context_memory.encode import Encoder
+from context_memory.encode import Encoder, Keeping
 from context_memory.errors import InputError
 from context_memory.memory import SLACK, Memory
 from context_memory.output import Output, Settings
@@ -37,14 +37,14 @@ class _Row:
     """Position of the first token of the answer."""
     pending: int
     """Sampled, not fed yet."""
+    keeping: Keeping
+    """Pins its segments."""
     held_prompt: int = 0
     """Raw tokens of the prompt that the memory still holds."""
     segment: list[int] = field(default_factory=list)
     text: str = ""
     scores: dict[Any, list[float]] = field(default_factory=dict)
     """Of the segment's tokens, for policies and rules that read hidden states."""
-    held: frozenset[str] = frozenset()
-    """Numbers that stand verbatim before the segment."""
     closed: bool = False
     """The segment has ended with the last token that was fed: the next step folds it."""
     fed: int = 0
@@ -102,9 +102,8 @@ class Decoder:
         for turn, hidden in self.memory.follow(self.prompts):
             last |= {n: hidden[n, raw - 1] for n, segments in enumerate(turn) if (raw := sum(len(s.ids) for s in segments))}
         first = torch.stack([last[n] for n in range(len(self.prompts))])
-        self._lanes = [
-            _Row(n, out, self.memory.clock[n], -1, held=self.encoder.verbatim(self.prompts[n])) for n, out in enumerate(self.outputs)
-        ]
+        keeping = [Keeping(self.encoder, prompt) for prompt in self.prompts]
+        self._lanes = [_Row(n, out, self.memory.clock[n], -1, keeping[n]) for n, out in enumerate(self.outputs)]
         self._count_prompt(range(len(self.prompts)))
         self._sample(self.lm.logits(first))
 
@@ -189,11 +188,8 @@ class Decoder:
 
     def _pin(self, lanes: Sequence[int]) -> None:
         """Mark the tokens of the segments that have ended in these lanes which the pin rules keep."""
-        keep: dict[int, tuple[bool, ...]] = {}
-        for lane in lanes:
-            if (row := self._lanes[lane]) is not None and any(kept := self.encoder.pin(row.segment, scores=row.scores, held=row.held)):
-                keep[lane] = kept
-                row.held |= self.encoder.numbers(row.segment, kept)
+        keep = {lane: row.keeping.pin(row.segment, scores=row.scores) for lane in lanes if (row := self._lanes[lane]) is not None}
+        keep = {lane: kept for lane, kept in keep.items() if any(kept)}
         if not keep:
             return
         held = self.memory.held

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from context_memory.encode import Encoder
+from context_memory.encode import Encoder, Keeping
 from context_memory.errors import InputError
 from context_memory.loss import cross_entropy
 from context_memory.model import CompressedLM
@@ -60,10 +60,10 @@ def rises(lm: CompressedLM, encoder: Encoder, example: Example, places: Sequence
     lm.family.must_be_causal("the oracle of boundaries")
     whole = encoder.uncut(example)
     *prompt, answer = whole
-    variants, held = [whole], encoder.verbatim(prompt)
+    variants = [whole]
     for place in places:
         head, tail = answer.ids[:place], answer.ids[place:]
-        closed = Segment(head, loss=(True,) * len(head), pins=encoder.pin(head, held=held), target=True)
+        closed = Segment(head, loss=(True,) * len(head), pins=Keeping(encoder, prompt).pin(head), target=True)
         variants.append([*prompt, closed, Segment(tail, loss=(True,) * len(tail), compress=False, target=True)])
     sums: list[float] = []
     for start in range(0, len(variants), batch_size):

@@ -67,6 +67,7 @@ def _words(text: str, prompt: str, config: Config) -> list[Segment]:
     """The text as an answer to the prompt, in tokens of the model; only its tokenizer is loaded."""
     from transformers import AutoTokenizer
 
+    from context_memory.encode import Keeping
     from context_memory.fetch import get
     from context_memory.text import Example, Segment
 
@@ -75,9 +76,5 @@ def _words(text: str, prompt: str, config: Config) -> list[Segment]:
     if prompt:
         return encoder.segments(Example(prompt, text))
     steps = encoder.boundary.split(encoder.ids(text), encoder.piece)
-    out, held = [], frozenset[str]()
-    for i, step in enumerate(steps):
-        kept = encoder.pin(step, first=i == 0, held=held)
-        held |= encoder.numbers(step, kept)
-        out.append(Segment(step, pins=kept, compress=i < len(steps) - 1, target=True))
-    return out
+    keeping = Keeping(encoder)
+    return [Segment(s, pins=keeping.pin(s, first=i == 0), compress=i < len(steps) - 1, target=True) for i, s in enumerate(steps)]

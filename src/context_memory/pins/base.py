@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NUMBER = re.compile(r"\d(?:[\d,]*\d)?(?:\.\d+)?")
+MARK = re.compile(r"<\S+>|\[/?[A-Z_]+\]")
+"""A token of its own that marks a turn: `<|im_end|>`, `<start_of_turn>`, `[INST]`."""
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from context_memory.pins.base import Piece, Pin
+from context_memory.pins.base import MARK, Piece, Pin
 
 
 @dataclass(frozen=True)
 class Ending(Pin):
     budget: int = 8
-    """Tokens of a segment; a longer line, or the only one of its segment, is no label and is not kept."""
+    """Tokens of a segment; a longer line, one that begins the next turn, or the only one of its segment is no label and is not kept."""
 
     def chooses(self, piece: Piece) -> list[int]:
         text = "".join(piece.pieces)
         end = len(text.rstrip())
         start = text.rfind("\n", 0, end) + 1
-        tokens = piece.covering(start, end) if start else []
+        if not start or MARK.search(text, start, end):
+            return []
+        tokens = piece.covering(start, end)
         return tokens if len(tokens) <= self.budget else []

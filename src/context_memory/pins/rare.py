@@ -10,12 +10,10 @@ import re
 from dataclasses import dataclass
 from math import log
 
-from context_memory.pins.base import Piece, Pin
+from context_memory.pins.base import MARK, Piece, Pin
 
 WORD = re.compile(r"(?<!\\)(?<![^\W\d_])[^\W\d_]+")
 """Letters; a command of LaTeX (`\\frac`) is none."""
-MARK = re.compile(r"<\S+>|\[/?[A-Z_]+\]")
-"""A token of its own that marks a turn: `<|im_end|>`, `<start_of_turn>`, `[INST]`."""
 
 
 @dataclass(frozen=True)

@@ -85,10 +85,11 @@ def main() -> None:
     examples = list(rows.configure(args.data, None, None).examples("test", max(args.batch)))
     where = torch.cuda.get_device_name() if place else f"{torch.get_num_threads()} threads"
     what = f"{model}, {str(ours.base.dtype).removeprefix('torch.')}, {where}"
-    table = Table(title=f"{what}, {args.tokens} new tokens a row, best of {args.repeat}{', CPU time' * args.cpu_time}")
-    for name in ("batch", "policy", "tokens/s", "of full", "compressions a row", "head's share %"):
-        table.add_column(name, justify="right")
+    title = f"{what}, {args.tokens} new tokens a row, best of {args.repeat}{', CPU time' * args.cpu_time}"
     for batch in args.batch:
+        table = Table(title=f"{title}; batch {batch}")
+        for name in ("policy", "tokens/s", "of full", "compressions a row", "head's share %"):
+            table.add_column(name, justify="right")
         best, folds, share = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0.0), 0.0
         for _ in range(args.repeat):
             for name, (lm, policy) in ways.items():
@@ -107,8 +108,8 @@ def main() -> None:
                 folds[name] = sum(o.compressions for o in decoder.outputs) / batch
         for name, speed in best.items():
             said = f"{100 * share:.2f}" if name == "classifier" else ""
-            table.add_row(str(batch), name, f"{speed:.1f}", f"{speed / best['full']:.2f}", f"{folds[name]:.1f}", said)
-    Console().print(table)
+            table.add_row(name, f"{speed:.1f}", f"{speed / best['full']:.2f}", f"{folds[name]:.1f}", said)
+        Console().print(table)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ from context_memory import plugins
 from context_memory.boundaries.base import Boundary, Step
 from context_memory.boundaries.every import Every
 from context_memory.encode import Encoder, Keeping
-from context_memory.generate import Settings, generate
+from context_memory.generate import Decoder, Settings, drawn, generate
 from context_memory.pins.base import Piece, Pin
 from context_memory.pins.numbers import Numbers
-from context_memory.plan import RAW, Column, build, layout
+from context_memory.plan import PAD, RAW, Column, build, layout
 from context_memory.schemes.concat import Concat
 from context_memory.testing import tiny_lm, tiny_lms
 from context_memory.text import Segment
@@ -149,6 +149,24 @@ def test_a_boundary_at_every_token_the_first_one_too(scheme: str) -> None:
         assert logits[len(prompt) - 1 :].argmax(-1).tolist()[: len(out.ids)] == out.ids
 
 
+@pytest.mark.parametrize("window", [2, 5, 9])
+def test_what_the_window_left_behind_is_not_held(window: int) -> None:
+    """Not even until its segment's successor ends, row by row; what is held is what the next token sees and the one just fed."""
+    lm = tiny_lm("llama", Concat(n_comp=1, window=window))
+    encoder = Encoder(Letters(), Every(n=6))
+    decoder, most = Decoder(lm, encoder, [segments(p, kept=True) for p in PROMPTS], Settings(max_new_tokens=20)), 0
+    for _ in decoder.run():
+        memory = decoder.memory
+        for lane, row in enumerate(decoder._lanes):
+            held = memory.held.map(lambda x: x[lane])  # noqa: B023
+            assert int((held.kind != PAD).sum()) == memory.length[lane]
+            if row is not None and row.out.compressions:
+                old = held.raw & ~held.pin & (held.segment < memory.step[lane])
+                assert (memory.clock[lane] - held.position[old] <= window + 1).all()  # seen by the next token or by the last one
+                most = max(most, int(old.sum()))
+    assert most >= window - 1  # control: it does look back
+
+
 def test_sampling_is_seeded_row_by_row() -> None:
     lm = tiny_lm("llama", plugins.make("schemes", "concat", n_comp=1))  # type: ignore[arg-type]
     encoder = Encoder(Letters(), Some())
@@ -157,6 +175,17 @@ def test_sampling_is_seeded_row_by_row() -> None:
     first, again = (generate(lm, encoder, prompts, hot) for _ in range(2))
     other = generate(lm, encoder, prompts, Settings(max_new_tokens=12, temperature=1.0, top_p=0.9, seed=4))
     assert [o.ids for o in first] == [o.ids for o in again] != [o.ids for o in other]
+
+
+def test_a_token_is_drawn_as_often_as_it_is_likely() -> None:
+    """Over all of [0, 1), row by row: the shares are the probabilities, and what has none is never drawn."""
+    likely = torch.tensor([[0.0, 0.25, 0.0, 0.5, 0.25, 0.0], [0.125, 0.0, 0.0, 0.0, 0.0, 0.875]])
+    chance = torch.arange(64) / 64
+    found = torch.stack([drawn(likely, u.expand(2)) for u in chance], dim=1)
+    assert found.diff().min() >= 0
+    shares = torch.stack([row.bincount(minlength=6) / 64 for row in found])
+    assert torch.equal(shares, likely)
+    assert drawn(likely, torch.tensor([1 - 2**-24, 1 - 2**-24])).tolist() == [4, 5]
 
 
 class Counted(TorchDispatchMode):

@@ -163,7 +163,9 @@ class Decoder:
                 row.out.compressions += 1
             columns.append([*fold, (RAW, step, True, False, clock[lane], row.pending, 0)])
             clock[lane] += 1
-        hidden = memory.advance(build(columns), clock, slack=SLACK)
+        hidden = memory.advance(build(columns), clock, slack=SLACK, slide=True)
+        if scheme.slides:
+            self._count_prompt(range(len(self._lanes)))
         self._count(columns)
         memory.fold(folds, exact=False)
         self._count_prompt(folds)
@@ -195,11 +197,12 @@ class Decoder:
         held = self.memory.held
         which = torch.tensor(list(keep), device=held.kind.device)
         step = torch.tensor([self.memory.step[lane] for lane in keep], device=which.device)[:, None]
-        here = (held.raw[which] & (held.segment[which] == step)).cpu()  # once for all lanes: a GPU makes each look at it wait
+        own = held.raw[which] & (held.segment[which] == step)
+        place = torch.where(own, held.position[which], -1).cpu()  # once for all lanes: a GPU makes each look at it wait
         marks = [
             (lane, column)
-            for (lane, kept), columns in zip(keep.items(), here)
-            for column, yes in zip(columns.nonzero()[-len(kept) :, 0].tolist(), kept, strict=True)
+            for (lane, kept), where in zip(keep.items(), place)
+            for column, yes in zip(where.argsort()[-len(kept) :].tolist(), kept, strict=True)
             if yes
         ]
         rows, columns = torch.tensor(marks, device=which.device).T
@@ -210,13 +213,11 @@ class Decoder:
         if not self.settings.temperature:
             tokens = logits.argmax(-1).tolist()
         else:
-            scores = logits.float().cpu()
+            scores = logits.float()
             for warper in self._warpers:
                 scores = warper(None, scores)
-            tokens = [
-                -1 if row is None else int(torch.multinomial(p, 1, generator=self._random[row.number]))
-                for row, p in zip(self._lanes, scores.softmax(-1))
-            ]
+            chance = [0.0 if row is None else torch.rand((), generator=self._random[row.number]).item() for row in self._lanes]
+            tokens = drawn(scores.softmax(-1), torch.tensor(chance, device=scores.device)).tolist()
         for row, token in zip(self._lanes, tokens):
             if row is not None:
                 row.pending = token
@@ -242,6 +243,12 @@ class Decoder:
         ends = torch.tensor([row.prompt_end for row in rows.values()], device=known.device)[:, None]
         for row, n in zip(rows.values(), (known[which] & (held.position[which] < ends)).sum(1).tolist(), strict=True):
             row.held_prompt = n
+
+
+def drawn(probabilities: Tensor, chance: Tensor) -> Tensor:
+    """One token a row where (rows,) `chance`, uniform in [0, 1), falls among the (rows, vocabulary) probabilities, on their device."""
+    reached = probabilities.double().cumsum(-1)
+    return torch.searchsorted(reached, chance.double()[:, None] * reached[:, -1:], right=True)[:, 0]
 
 
 def generate(

@@ -66,8 +66,9 @@ class Memory(Cache):
         self.held: Tokens = empty.tokens.map(lambda x: x.to(lm.device))
         self.slot = empty.slot.to(lm.device)
         self.mean: list[tuple[Tensor, Tensor]] = []
-        self._place: tuple[Tensor, Tensor, Tensor] | None = None
-        self._span = (0, 0)
+        self._place: slice | tuple[Tensor, Tensor, Tensor] = slice(0, 0)
+        """Where fresh entries go: these columns of every row, or (row, lane) -> column of each."""
+        self._used = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write fresh (rows, h, q, d), or (1, h, N, d) if real tokens run side by side; return all (rows, h, used columns, d)."""
@@ -80,31 +81,31 @@ class Memory(Cache):
         elif layer.keys.shape[2] != width:
             grow = (0, 0, 0, width - layer.keys.shape[2])
             layer.keys, layer.values = pad(layer.keys, grow), pad(layer.values, grow)
-        start, used = self._span
         for buffer, fresh in ((layer.keys, key_states), (layer.values, value_states)):
-            if self._place is None:
-                buffer[:, :, start:used] = fresh
+            if isinstance(self._place, slice):
+                buffer[:, :, self._place] = fresh
             else:
                 rows, lanes, columns = self._place
                 real = fresh.transpose(1, 2)
                 buffer[rows, :, columns] = real[0] if len(fresh) < self.rows else real[rows, lanes]
-        return layer.keys[:, :, :used], layer.values[:, :, :used]
+        return layer.keys[:, :, : self._used], layer.values[:, :, : self._used]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Used columns (of the longest row) before the tokens that are being run."""
         return max(self.length)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return self._span[1], 0
+        return self._used, 0
 
     def seen(self, used: int) -> Tokens:
         """The first columns as those who attend to them find them."""
         return self.held.map(lambda x: x[:, :used])
 
-    def advance(self, plan: Plan, clock: Sequence[int], slack: int = 0) -> Tensor:
+    def advance(self, plan: Plan, clock: Sequence[int], slack: int = 0, slide: bool = False) -> Tensor:
         """Run the plan's tokens after what is held and hold them too; (rows, n, hidden) last hidden states.
 
-        `clock` is the position after the plan, row by row. Lanes of a row are padded on the right.
+        `clock` is the position after the plan, row by row. Lanes of a row are padded on the right. With `slide`, a row that is fed one
+        token holds it in the place of one that the scheme's window has left behind.
 
         Raises:
             ValueError: a position beyond the model's; another number of rows.
@@ -119,29 +120,40 @@ class Memory(Cache):
         plan = plan.to(self.lm.device)
         real = plan.tokens.kind != PAD
         n = plan.shape[1]
-        fresh = real.sum(1).tolist() if self.rows > 1 else [n]
-        used = max(a + b for a, b in zip(self.length, fresh))
+        fresh, first = self._columns(plan, real, slide)
+        after = [max(have, at + some) for have, at, some in zip(self.length, first, fresh)]
+        self._used = used = max(after)
         if self.slot.shape[1] < used:
             self._resize(used + slack)
-        if len(set(self.length)) == 1 and set(fresh) == {n}:
-            self._place = None
-            at: Any = (slice(None), slice(self.length[0], used))
+        if len(set(first)) == 1 and set(fresh) == {n}:
+            self._place = slice(first[0], first[0] + n)
+            at: Any = (slice(None), self._place)
             source: Any = (slice(None), slice(None))
         else:
             rows, lanes = real.nonzero(as_tuple=True)
-            columns = torch.tensor(self.length, device=real.device)[rows] + lanes
+            columns = torch.tensor(first, device=real.device)[rows] + lanes
             self._place = (rows, lanes, columns)
             at, source = (rows, columns), (rows, lanes)
-        self._span = (self.length[0], used)
         for name, value in {**vars(plan.tokens), "slot": plan.slot}.items():
             target = self.slot if name == "slot" else getattr(self.held, name)
             target[at] = value[source]
         hidden = self.lm.hidden(plan, self, used)
         self.held.index[:, :used] = -1
-        self.length = [a + b for a, b in zip(self.length, fresh)]
+        self.length = after
         self.raw = [a + b for a, b in zip(self.raw, plan.tokens.raw.sum(1).tolist())]
         self.clock = list(clock)
         return hidden
+
+    def _columns(self, plan: Plan, real: Tensor, slide: bool) -> tuple[list[int], list[int]]:
+        """Row by row, how many fresh tokens there are and the column of the first."""
+        if not (slide and self.lm.scheme.slides):
+            return (real.sum(1).tolist() if self.rows > 1 else [real.shape[1]]), self.length
+        step = torch.tensor(self.step, device=real.device)[:, None]
+        behind = self.lm.scheme.left_behind(self.held, step, plan.tokens.position[:, :1])
+        alone = real.sum(1) == 1
+        place = torch.where(alone & behind.any(1), behind.int().argmax(1), torch.tensor(self.length, device=real.device))
+        fresh, first = torch.stack([real.sum(1), place]).tolist()
+        return fresh, first
 
     def fold(self, rows: Sequence[int], exact: bool = True) -> None:
         """Close the segment of these rows: fold its comp keys and values in, free whatever no later token can see."""

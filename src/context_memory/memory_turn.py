@@ -42,7 +42,8 @@ class MovingMemory(Memory):
     def seen(self, used: int) -> Tokens:
         return replace(super().seen(used), position=self.now)
 
-    def advance(self, plan: Plan, clock: Sequence[int], slack: int = 0) -> Tensor:
+    def advance(self, plan: Plan, clock: Sequence[int], slack: int = 0, slide: bool = False) -> Tensor:
+        """As `Memory.advance`, but for `slide`: columns stay in the order of the text."""
         here = self.held.position[:, : self.length[0]]
         fresh = plan.tokens.position.to(here.device)
         self._turns = {}

@@ -52,6 +52,11 @@ class Scheme(ABC):
         """Whether the scheme forgets anything at all."""
         return True
 
+    @property
+    def slides(self) -> bool:
+        """Whether raw tokens of closed segments go out of view between boundaries."""
+        return False
+
     @classmethod
     def variants(cls) -> list[Scheme]:
         """Settings that the laws are run with."""
@@ -82,17 +87,22 @@ class Scheme(ABC):
 
         A token that the next one does not see is seen by none after it: schemes forget for good.
         """
-        later = step + 1
-        reader = Tokens(
-            kind=torch.full_like(later, RAW), segment=later, reads=torch.ones_like(later, dtype=torch.bool),
-            pin=torch.zeros_like(later, dtype=torch.bool), position=clock, index=later, row=torch.zeros_like(later),
-        )  # fmt: skip
-        return k.pin | self.sees(reader, k)
+        return k.pin | self.sees(_reader(step + 1, clock), k)
+
+    def left_behind(self, k: Tokens, step: Tensor, clock: Tensor) -> Tensor:
+        """Whether token k is of a segment that closed before number `step` and out of view of a token at position `clock`, for good."""
+        return k.raw & ~k.pin & (k.segment < step) & ~self.sees(_reader(step, clock), k)
 
     def choose(self, keys: Tensor, k: Tokens, most: int) -> Tensor:
         """(rows, heads, most) columns that stay of the keys (rows, heads, columns, head size) of one layer: pins first, then as
         many others as `kept` counts, in their order. For a scheme that is not static; k is (rows, columns)."""
         raise NotImplementedError(f"scheme '{self.name}' does not look at keys.")
+
+
+def _reader(segment: Tensor, position: Tensor) -> Tokens:
+    """A raw token of that segment at that position, which reads the memory."""
+    no = torch.zeros_like(segment)
+    return Tokens(kind=no + RAW, segment=segment, reads=no == 0, pin=no != 0, position=position, index=segment, row=no)
 
 
 def check_n_comp(n_comp: int) -> None:

@@ -53,6 +53,10 @@ class Concat(Scheme):
     def variants(cls) -> list[Scheme]:
         return [cls(n_comp=2), cls(n_comp=1, recurrent=False), cls(n_comp=1, window=5)]
 
+    @property
+    def slides(self) -> bool:
+        return self.window > 0
+
     def sees(self, q: Tokens, k: Tokens) -> Tensor:
         earlier = k.comp | (k.raw & (q.position - k.position <= self.window)) if self.window else k.comp
         return (k.segment == q.segment) | (earlier & (q.reads | self.recurrent))

@@ -1,10 +1,10 @@
 """A sliding window: a token sees the latest `size` tokens of the text, itself included, and pins.
 
 StreamingLLM is this with `pins=[sink]` (Xiao et al., ICLR 2024, arXiv:2309.17453), which also counts positions anew within
-the cache; here they stay those of the text. It forgets at the clock and not at boundaries: a boundary is only when what is out of
-reach is freed, so `boundary=every boundary.n=8` holds the memory at `size` + 8 entries a layer, pins not counted. Pins that
-are chosen when a segment ends (`results`) want segments of at most `size` tokens: within a longer one they are out of reach
-for a while, which the one pass cannot know.
+the cache; here they stay those of the text. It forgets at the clock and not at boundaries: while decoding, a token takes the place of
+one of a closed segment that went out of reach, so a memory has `size` entries a layer, pins not counted, and as many more as the open
+segment is longer than that. Pins that are chosen when a segment ends (`results`) want segments of at most `size` tokens: within a
+longer one they are out of reach for a while, which the one pass cannot know.
 
 >>> from context_memory.show import picture
 >>> print(picture(Window(size=3), "ab|c|de"))
@@ -41,6 +41,10 @@ class Window(Scheme):
     @classmethod
     def variants(cls) -> list[Scheme]:
         return [cls(size=7)]
+
+    @property
+    def slides(self) -> bool:
+        return True
 
     def sees(self, q: Tokens, k: Tokens) -> Tensor:
         return q.position - k.position < self.size

@@ -57,6 +57,18 @@ def plain(lm: CompressedLM) -> Tensor:
     return lm(layout([Segment(tuple(RAW[0].tolist()), compress=False)], lm.scheme))
 
 
+def test_the_hash_of_weights_is_remembered_as_long_as_they_are_there(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CCM_MODELS", str(tmp_path / "cache"))
+    first, second, third = (Path(shutil.copytree(toy, tmp_path / name)) for name in "abc")
+    said = adapter.fingerprint(first)
+    assert said.startswith("weights:") and said == adapter.fingerprint(second)
+    shutil.rmtree(first)
+    monkeypatch.setattr(adapter, "sha256", lambda file: "read again")
+    assert adapter.fingerprint(second) == said != adapter.fingerprint(third)
+    notes = json.loads((tmp_path / "cache" / "fingerprints.json").read_text())
+    assert {Path(json.loads(stamp)[0][0]).parent.name for stamp in notes} == {"b", "c"}
+
+
 # ---- saved == never saved ---------------------------------------------------------------------------------------------------
 
 

@@ -112,6 +112,7 @@ def fingerprint(folder: Path) -> str:
         seen = {}
     if stamp not in seen:
         whole = hashlib.sha256("".join(sha256(f) for f in files).encode()).hexdigest()
+        seen = {old: said for old, said in seen.items() if all(Path(file).is_file() for file, *_ in json.loads(old))}
         seen[stamp] = f"weights:{whole}"
         try:
             notes.parent.mkdir(parents=True, exist_ok=True)

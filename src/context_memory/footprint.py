@@ -33,8 +33,8 @@ def peak_if_said(plan: Plan, scheme: Scheme, given: int) -> int:
         fold = here & ~t.raw
         if bool((said & here).any()):
             fold = (fold | first) if bool(first.any()) else torch.zeros_like(here)
-            last = fold if fold.sum() == 1 else here & t.raw
             if scheme.slides:  # what is fed alone stands where a token went out of view
+                last = fold if fold.sum() == 1 else here & t.raw
                 alive &= ~scheme.left_behind(t, torch.tensor([[step]]), t.position[last].max()[None, None])
             peak = max(peak, int((counted & (alive | fold)).sum()))
         else:

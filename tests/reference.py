@@ -70,6 +70,11 @@ class Reference:
         """Means of raw keys and values."""
         self.clock = 0
 
+    def _back(self) -> int:
+        """How many raw tokens of compressed segments are still looked back at: of a shared cache, what comp tokens leave."""
+        scheme = self.lm.scheme
+        return max(scheme.window, scheme.cache - scheme.n_comp * len(self.h))
+
     def memory(self) -> list[Entry]:
         """What the scheme makes of h(1) ... h(t), and of pooled segments."""
         scheme, t = self.lm.scheme, len(self.h)
@@ -139,7 +144,7 @@ class Reference:
         """One token after pins, memory (if it reads it), the open segment and `beside`: (logits, its own keys and values)."""
         cache = DynamicCache()
         read = [e for e in self.open if not self.reach or position - e.near < self.reach]  # type: ignore[operator]
-        late = [e for e in self.late if reads and position - e.near <= self.lm.scheme.window]  # type: ignore[operator]
+        late = [e for e in self.late if reads and position - e.near <= self._back()]  # type: ignore[operator]
         seen = [*self.pins, *(self.memory() if reads else []), *late, *read, *beside]
         for i, window in enumerate(self.windows):
             for entry in seen:

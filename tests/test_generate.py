@@ -149,10 +149,10 @@ def test_a_boundary_at_every_token_the_first_one_too(scheme: str) -> None:
         assert logits[len(prompt) - 1 :].argmax(-1).tolist()[: len(out.ids)] == out.ids
 
 
-@pytest.mark.parametrize("window", [2, 5, 9])
-def test_what_the_window_left_behind_is_not_held(window: int) -> None:
+@pytest.mark.parametrize(("window", "cache"), [(2, 0), (5, 0), (9, 0), (2, 11), (0, 8)])
+def test_what_the_window_left_behind_is_not_held(window: int, cache: int) -> None:
     """Not even until its segment's successor ends, row by row; what is held is what the next token sees and the one just fed."""
-    lm = tiny_lm("llama", Concat(n_comp=1, window=window))
+    lm = tiny_lm("llama", Concat(n_comp=1, window=window, cache=cache))
     encoder = Encoder(Letters(), Every(n=6))
     decoder, most = Decoder(lm, encoder, [segments(p, kept=True) for p in PROMPTS], Settings(max_new_tokens=20)), 0
     for _ in decoder.run():
@@ -162,9 +162,10 @@ def test_what_the_window_left_behind_is_not_held(window: int) -> None:
             assert int((held.kind != PAD).sum()) == memory.length[lane]
             if row is not None and row.out.compressions:
                 old = held.raw & ~held.pin & (held.segment < memory.step[lane])
-                assert (memory.clock[lane] - held.position[old] <= window + 1).all()  # seen by the next token or by the last one
+                seen = max(window, cache - memory.step[lane])
+                assert (memory.clock[lane] - held.position[old] <= seen + 1).all()  # seen by the next token or by the last one
                 most = max(most, int(old.sum()))
-    assert most >= window - 1  # control: it does look back
+    assert most >= max(window, cache - 1) - 1  # control: it does look back
 
 
 def test_sampling_is_seeded_row_by_row() -> None:

@@ -52,12 +52,12 @@ def test_control_another_rule_is_seen(slip: str) -> None:
         assert (lm(plan)[plan.tokens.raw] - wanted).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("window", [4, 6])
-def test_control_another_window_is_seen(window: int) -> None:
+@pytest.mark.parametrize("other", [{"window": 4}, {"window": 6}, {"window": 5, "cache": 7}])
+def test_control_another_window_is_seen(other: dict[str, int]) -> None:
     """One token more or less of what stays in view gives other logits."""
     lm = tiny_lm("llama", Concat(n_comp=1, window=5))
     wanted = reference.logits(lm, TEXT)
-    lm.scheme = Concat(n_comp=1, window=window)
+    lm.scheme = Concat(n_comp=1, **other)
     with torch.no_grad():
         plan = layout(TEXT, lm.scheme, "skip")
         assert (lm(plan)[plan.tokens.raw] - wanted).abs().max() > 1e-3

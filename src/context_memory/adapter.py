@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 CARD, COMP, LORA, LORA_CONFIG = "ccm.json", "comp.safetensors", "adapter_model.safetensors", "adapter_config.json"
 PAGE = "README.md"
+MAIN = "default"
+"""PEFT's name of the LoRA that a folder is made of, if nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -130,11 +132,12 @@ def describe(name: str, folder: Path, config: Any) -> Base:
     return Base(plain, config.num_hidden_layers, config.hidden_size, config.vocab_size, fingerprint(folder))
 
 
-def save(lm: CompressedLM, folder: str | Path, card: Card, dtype: torch.dtype | None = None) -> Path:
+def save(lm: CompressedLM, folder: str | Path, card: Card, dtype: torch.dtype | None = None, name: str = MAIN) -> Path:
     """Write the adapter of `lm` to `folder`, replacing what is there.
 
     Args:
         dtype: to round the LoRA to, for smaller files; else it is written as it is.
+        name: which of the LoRAs; the comp embeddings go with the main one.
 
     Raises:
         ValueError: the model has no adapter.
@@ -148,9 +151,13 @@ def save(lm: CompressedLM, folder: str | Path, card: Card, dtype: torch.dtype | 
     for config in lm.peft.peft_config.values():
         config.base_model_name_or_path = card.base.name
     state = {k: v.to(dtype) if dtype and "lora_" in k else v for k, v in lm.peft.state_dict().items()}
-    lm.peft.save_pretrained(str(beside), save_embedding_layers=False, state_dict=state)
+    lm.peft.save_pretrained(str(beside), save_embedding_layers=False, state_dict=state, selected_adapters=[name])
     (beside / PAGE).unlink(missing_ok=True)  # PEFT's empty model card
-    if lm.scheme.n_comp:
+    if name != MAIN:  # PEFT gives every other adapter a folder of its own
+        for file in (inner := beside / name).iterdir():
+            os.rename(file, beside / file.name)
+        inner.rmdir()
+    if lm.scheme.n_comp and name == MAIN:
         save_file({k: p.detach().cpu().contiguous() for k, p in lm.comp.named_parameters()}, beside / COMP)
     files = {f.name: sha256(f) for f in sorted(beside.iterdir())}
     write_json(beside / CARD, asdict(replace(card, files=files)))

@@ -32,6 +32,9 @@ class ModelConfig:
     """An adapter folder: a task adapter is merged into the model first, a compression adapter is loaded."""
     start: str | None = None
     """A compression adapter whose weights a new one begins with, whatever task adapter it was trained on."""
+    joint: bool = False
+    """Train a task adapter and the compression adapter at once, under compression: the model learns to write for its memory. Both are
+    saved, `task` beside `adapter`. `model.adapter` is then a task adapter to go on with."""
     dtype: str = "auto"
     """`bfloat16`, `float32` or `float16`; `auto`: bfloat16 where the device multiplies it natively, else float32."""
     attn_implementation: str = "sdpa"

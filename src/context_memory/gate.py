@@ -34,10 +34,14 @@ class Seat:
 
 
 class GatedLora(LoraVariant):
-    """LoRA on the gated rows: gather, A, B, add back. No gate: the base layer's result, untouched."""
+    """LoRA on the gated rows: gather, A, B, add back. No gate: the base layer's result, untouched.
 
-    def __init__(self, seat: Seat) -> None:
-        self.seat = seat
+    Args:
+        every: on all rows wherever there is a gate, whatever it says.
+    """
+
+    def __init__(self, seat: Seat, every: bool = False) -> None:
+        self.seat, self.every = seat, every
 
     def supports_lora_conversion(self) -> bool:
         return False
@@ -50,7 +54,7 @@ class GatedLora(LoraVariant):
             return result
         a, b = module.lora_A[active_adapter].weight, module.lora_B[active_adapter].weight
         drop, scaling = module.lora_dropout[active_adapter], module.scaling[active_adapter]
-        if gate.index is None:  # every row: in the base model's dtype, a cast of all rows would cost more than the adapter
+        if self.every or gate.index is None:  # every row: in the base model's dtype, a cast of all rows would cost more than the adapter
             return result + linear(linear(drop(x), a.to(x.dtype)), (b * scaling).to(x.dtype))
         rows = x.flatten(0, -2)[gate.index].to(a.dtype)
         delta = (linear(linear(drop(rows), a), b) * scaling).to(result.dtype)
@@ -76,11 +80,13 @@ class Socket:
         self.parent._modules[self.name] = self.lora
 
 
-def install(layers: Iterable[nn.Module], adapter_name: str = "default", attention: str = "self_attn") -> list[Socket]:
+def install(
+    layers: Iterable[nn.Module], adapter_name: str = "default", attention: str = "self_attn", every: bool = False
+) -> list[Socket]:
     """Make the PEFT LoRA of these decoder layers conditional on the `lora_gate` keyword argument of each call.
 
     `attention` is the child that gets the keyword arguments; it runs before every other module of its layer that has a LoRA.
-    Returns where the LoRA layers stand.
+    With `every`, LoRA acts on all tokens of a call that has a gate. Returns where the LoRA layers stand.
     """
     sockets: list[Socket] = []
     for layer in layers:
@@ -88,7 +94,7 @@ def install(layers: Iterable[nn.Module], adapter_name: str = "default", attentio
         for parent in layer.modules():
             for name, module in parent.named_children():
                 if isinstance(module, LoraLayer) and adapter_name in module.lora_A:
-                    module.lora_variant[adapter_name] = GatedLora(seat)
+                    module.lora_variant[adapter_name] = GatedLora(seat, every)
                     module.cast_input_dtype_enabled = False  # PEFT would cast every row, gated or not
                     sockets.append(Socket(parent, name, module, adapter_name))
         layer.get_submodule(attention).register_forward_pre_hook(_sit(seat), with_kwargs=True)

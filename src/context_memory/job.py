@@ -65,7 +65,7 @@ def prepare(config: Config, lm: CompressedLM | None = None, sampled: bool = Fals
     t = config.training
     encoder = config.encoder(lm.tokenizer)
     must_be_writable(lm, encoder)
-    supervise = "memory" if lm.gate == "comp" else "all"
+    supervise = "memory" if lm.gate == "comp" and not lm.joint else "all"
     longest = min(t.max_tokens, lm.max_positions)
 
     def rows(examples: Sequence[Example]) -> Rows:

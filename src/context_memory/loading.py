@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 
 from context_memory import adapter as folders
-from context_memory import plugins, weights
+from context_memory import joint, plugins, weights
 from context_memory.adapter import Base, Card, Task
 from context_memory.config import Config
 from context_memory.data._licences import UNKNOWN, joined
@@ -157,14 +158,14 @@ def build(config: Config) -> CompressedLM:
     """The model that a configuration trains: the base (with its task adapter merged) and an adapter, fresh or gone on with.
 
     `model.adapter` names a task adapter to build on, or an adapter of the same kind to go on with; a fresh adapter begins with the
-    weights of `model.start`, whatever task adapter those were trained on.
+    weights of `model.start`, whatever task adapter those were trained on. With `model.joint` the task adapter is trained as well.
 
     Raises:
         UserError: as `load`; a target that the model has not; a start that does not fit.
     """
     m, scheme = config.model, config.make("scheme")
     card = folders.read_card(m.adapter) if m.adapter else None
-    goes_on = card is not None and card.is_task == (scheme.name == "full")
+    goes_on = card is not None and card.is_task == (scheme.name == "full") and not m.joint
     lora = LoraConfig(
         r=m.lora_r, lora_alpha=m.lora_alpha, lora_dropout=m.lora_dropout, target_modules=targets(config), task_type="CAUSAL_LM"
     )  # fmt: skip
@@ -173,9 +174,11 @@ def build(config: Config) -> CompressedLM:
     torch.manual_seed(config.training.seed)
     try:
         lm = load(
-            m.name, m.adapter, scheme=scheme, lora=None if goes_on else lora, positions=m.positions, gate=config.gate(),
-            dtype=m.dtype, attn_implementation=m.attn_implementation, device=accelerator(), merged=not goes_on,
+            m.name, None if m.joint else m.adapter, scheme=scheme, lora=None if goes_on else lora, positions=m.positions,
+            gate=config.gate(), dtype=m.dtype, attn_implementation=m.attn_implementation, device=accelerator(), merged=not goes_on,
         )  # fmt: skip
+        if m.joint:
+            joint.attach(lm, replace(lora, target_modules=targets(config, "all")), m.adapter)
     except ValueError as e:  # PEFT: a target that the model has not
         raise UserError(f"model.targets={m.targets}: {e}") from e
     if m.start:
@@ -185,13 +188,13 @@ def build(config: Config) -> CompressedLM:
     return lm
 
 
-def targets(config: Config) -> list[str]:
-    """The modules that get LoRA."""
+def targets(config: Config, auto: str = "") -> list[str]:
+    """The modules that get LoRA; `auto` is what that setting stands for, if not what the scheme says."""
     from context_memory.fetch import get
 
     wanted = config.model.targets
     if wanted == "auto":
-        wanted = "all" if not config.scheme.get("n_comp") else "attention"
+        wanted = auto or ("all" if not config.scheme.get("n_comp") else "attention")
     if wanted not in ("all", "attention"):
         return [name.strip() for name in wanted.split(",")]
     family = architecture(config.model.name, get(config.model.name))
@@ -220,7 +223,7 @@ def card_of(lm: CompressedLM, config: Config, place: Path) -> Card:
         path, digest = lm.task
         task = Task(os.path.relpath(path.resolve(), place.resolve()), digest)
     tree = config.to_dict()
-    tree["model"] = {**tree["model"], "name": base.name, "adapter": task and task.path, "start": None}
+    tree["model"] = {**tree["model"], "name": base.name, "adapter": task and task.path, "start": None, "joint": False}
     tree["data"] = {k: Path(v).name if isinstance(v, str) and os.path.isabs(v) else v for k, v in tree["data"].items()}
     # What was learnt is looked for beside the adapter.
     tree["boundary"] = boundary = {k: v for k, v in config.boundary.items() if k != "path"}

@@ -61,6 +61,8 @@ class CompressedLM(nn.Module):
     """and where it stands."""
     task: tuple[Path, str] | None = None
     """Folder and hash of the task adapter that is merged into the base."""
+    joint = False
+    """Whether a task adapter acts beside the compression adapter, to be trained with it (`joint.py`)."""
     attend = staticmethod(attention.use)
 
     def __init__(
@@ -145,7 +147,7 @@ class CompressedLM(nn.Module):
     def _frozen(self, plan: Plan) -> int:
         """Leading columns that no trained parameter reaches, because no row has a comp token there: training runs them
         forward only. 0 where that is of no use, or layers are run again and would write to a cache twice."""
-        if not (self.training and torch.is_grad_enabled() and self.gate == "comp") or self.checkpoints:
+        if not (self.training and torch.is_grad_enabled() and self.gate == "comp") or self.joint or self.checkpoints:
             return 0
         first = torch.where(plan.tokens.comp, torch.arange(plan.shape[1], device=self.device), plan.shape[1]).amin()
         return int(first) % plan.shape[1]
@@ -170,7 +172,7 @@ class CompressedLM(nn.Module):
         if self.peft is not None and adapter:
             if self.gate == "all":
                 extra["lora_gate"] = Gate(None)
-            elif has_comp or self.training:
+            elif has_comp or self.training or self.joint:
                 extra["lora_gate"] = Gate(comp.flatten().nonzero()[:, 0])
         if mix is not None:
             extra["kv_mix"] = mix

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from transformers import TrainingArguments
 
 from context_memory import adapter as folders
-from context_memory import gate, head
+from context_memory import gate, head, joint
 from context_memory.config import Config
 from context_memory.errors import UserError
 from context_memory.job import Job, lower, prepare
@@ -114,6 +114,8 @@ def _run(job: Job, folder: Path, told: list[str], main: bool) -> Result:
     loss, step = (best[0], best[1]) if best else (None, None)
     result = Result(folder, folder / "adapter", steps, not clock.stopped, loss, step, final, clock.asked)
     if main:
+        if lm.joint:
+            lm.task = joint.save_task(lm, at := folder / joint.TASK, card_of(lm, config, at), numbers(config.training.save_dtype))
         folders.save(lm, result.adapter, card_of(lm, config, result.adapter), numbers(config.training.save_dtype))
         if config.model.adapter:
             head.bring_along([config.make("boundary"), *config.make("pins")], Path(config.model.adapter), result.adapter)

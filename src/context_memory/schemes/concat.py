@@ -24,6 +24,21 @@ C 1 1 1 . . .
 c . 1 1 1 . .
 C . . 1 1 1 .
 d . . 1 1 1 1
+
+With `cache`, the window is as long as so many entries leave room for beside the comp tokens that are held, and never shorter than
+`window`: what is held does not grow while the window gives way to the memory.
+
+>>> print(picture(Concat(n_comp=1, cache=3), "ab|c|d|ef"))
+  a b C c C d C e f
+a 1 . . . . . . . .
+b 1 1 . . . . . . .
+C 1 1 1 . . . . . .
+c 1 1 1 1 . . . . .
+C . 1 1 1 1 . . . .
+d . . 1 1 1 1 . . .
+C . . 1 . 1 1 1 . .
+e . . 1 . 1 . 1 1 .
+f . . 1 . 1 . 1 1 1
 """
 
 from __future__ import annotations
@@ -43,23 +58,30 @@ class Concat(Scheme):
     recurrent: bool = True
     window: int = 0
     """Raw tokens before the running one, of segments that are compressed already, that it still sees."""
+    cache: int = 0
+    """Entries that comp tokens and window share, pins not counted: the window is what the comp tokens leave, at least `window`."""
 
     def __post_init__(self) -> None:
         check_n_comp(self.n_comp)
         if self.window < 0:
             raise InputError(f"window must be 0 or more tokens, got {self.window}.")
+        if self.cache < 0 or 0 < self.cache <= self.window:
+            raise InputError(f"cache must be more entries than window={self.window}, or 0 for a window of one length, got {self.cache}.")
 
     @classmethod
     def variants(cls) -> list[Scheme]:
-        return [cls(n_comp=2), cls(n_comp=1, recurrent=False), cls(n_comp=1, window=5)]
+        return [cls(n_comp=2), cls(n_comp=1, recurrent=False), cls(n_comp=1, window=5), cls(n_comp=2, window=1, cache=9)]
 
     @property
     def slides(self) -> bool:
-        return self.window > 0
+        return max(self.window, self.cache) > 0
 
     def sees(self, q: Tokens, k: Tokens) -> Tensor:
-        earlier = k.comp | (k.raw & (q.position - k.position <= self.window)) if self.window else k.comp
+        earlier = k.comp
+        if self.slides:
+            window = (self.cache - q.segment * self.n_comp).clamp(min=self.window)
+            earlier = earlier | (k.raw & (q.position - k.position <= window))
         return (k.segment == q.segment) | (earlier & (q.reads | self.recurrent))
 
     def capacity(self, step: int) -> int:
-        return step * self.n_comp + self.window
+        return max(self.cache, step * self.n_comp + self.window)

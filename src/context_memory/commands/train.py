@@ -16,7 +16,10 @@ def train(
     ] = False,
     no_wandb: Annotated[bool, typer.Option("--no_wandb", "--no-wandb", help="No Weights & Biases.")] = False,
 ) -> None:
-    """Train an adapter: scheme=full an ordinary task adapter, any other scheme a compression adapter on top of model.adapter."""
+    """Train an adapter: scheme=full an ordinary task adapter, any other scheme a compression adapter on top of model.adapter.
+
+    With model.joint=true both at once, the task learnt with the memory on.
+    """
     from context_memory.compose import load
 
     given = list(overrides or [])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from context_memory import records, report
+from context_memory.commands.compare import compare
 from context_memory.errors import UserError
 from context_memory.metrics import Prediction, summarise
 from context_memory.records import Record, Store, gather
@@ -110,6 +111,24 @@ def test_another_model_is_no_reference(tmp_path: Path, evaluation: Path) -> None
     other = written(tmp_path / "b", "other", "concat", ROWS["concat"], task="another")
     joined = {line.record.name: line for line in report.join(gather([evaluation, other]))}
     assert joined["other"].versus is None and joined["concat"].versus is not None
+
+
+def test_a_full_row_of_another_model_that_is_named(tmp_path: Path, evaluation: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All are compared with it, their own full row too; and without it, with their own."""
+    tuned = written(tmp_path / "tuned", "full", found=lines([1] * 8, 20, 1.0), task="another")
+    named, own = (
+        {line.record.folder: report.cells(line) for line in report.join(gather([evaluation, tuned]), against)}
+        for against in (gather([tuned]), [])
+    )
+    concat, full = evaluation / "concat", evaluation / "full"
+    assert named[concat]["vs full, points"].startswith("-25.0 [") and named[concat]["of full %"] == "50.0"
+    assert named[full]["vs full, points"].startswith("-12.5 [") and named[full]["of full %"] == "200.0"
+    assert named[tuned]["vs full, points"] == named[tuned]["p"] == "" and named[tuned]["of full %"] == "100.0"
+    assert own[concat]["vs full, points"].startswith("-12.5 [") and own[full]["vs full, points"] == ""
+    compare([evaluation], tmp_path / "out", tuned)
+    assert "-25.0 [" in (tmp_path / "out" / "table.md").read_text() and "-25.0" in capsys.readouterr().out
+    with pytest.raises(UserError, match="has no row of scheme=full"):
+        compare([evaluation], tmp_path / "out", evaluation / "concat")
 
 
 def test_runs_are_gathered_once_and_told_apart(tmp_path: Path, evaluation: Path) -> None:

@@ -1,6 +1,7 @@
 """Tables and plots of evaluated rows: on the terminal, as markdown, as PNG. Every number comes from the rows' predictions.
 
-A row is compared with the `full` row of the same base weights and task adapter; where a table has none, those columns stay empty.
+A row is compared with the `full` row of the same base weights and task adapter, or with one that is named (a fine-tune, the model as it
+was published); where there is none, those columns stay empty.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Line:
     record: Record
     metrics: Metrics
     versus: Versus | None
+    itself: bool = False
+    """It is the row that others are compared with."""
     faults: dict[str, int] = field(default_factory=dict)
     """Wrong answers by the kind of their first fault."""
 
@@ -54,17 +57,18 @@ def by_depth(records: Sequence[Record]) -> list[Record]:
     return [r for _, r in sorted(out, key=lambda pair: pair[0])]
 
 
-def join(records: Sequence[Record]) -> list[Line]:
-    """Pair every row with the `full` and `nothing` rows that it can be compared with."""
+def join(records: Sequence[Record], against: Sequence[Record] = ()) -> list[Line]:
+    """Pair every row with the `full` and `nothing` rows that it can be compared with: of its own model, or the first of `against`."""
     out: list[Line] = []
+    named = by_depth(against)
     for r in (records := by_depth(records)):
         keys = {p.key for p in r.lines}
         same = [o for o in records if o.ground == r.ground and keys & {p.key for p in o.lines}]
-        full = next((o for o in same if o.scheme == "full"), None)
+        full = next((o for o in named or same if o.scheme == "full" and keys & {p.key for p in o.lines}), None)
         nothing = next((o for o in same if o.scheme == "nothing"), None)
-        against = versus(r.lines, full.lines, nothing.lines if nothing else ()) if full is not None else None
+        compared = versus(r.lines, full.lines, nothing.lines if nothing else ()) if full is not None else None
         written = [p for p in r.lines if p.reason != "chosen"]  # an option has no equations to be at fault
-        out.append(Line(r, summarise(r.lines, r.kv_bytes), against, faults(written)))
+        out.append(Line(r, summarise(r.lines, r.kv_bytes), compared, full is not None and full.folder == r.folder, faults(written)))
     return out
 
 
@@ -101,16 +105,15 @@ def legend(lines: Sequence[Line]) -> str:
 def cells(line: Line) -> dict[str, str]:
     """The texts of a row by column; empty where nothing was measured or nothing can be compared."""
     m, v = line.metrics, line.versus
-    itself = line.record.scheme == "full"
     correct, d, g = m.scores.get("correct"), v.difference if v else None, v.gap_closed if v else None
-    a, end = v.accuracy_gap_closed if v else None, line.record.scheme in ("full", "nothing")
+    a, end = v.accuracy_gap_closed if v else None, line.itself or line.record.scheme == "nothing"
     said = m.tokens > 0
     return {
         "row": line.record.name,
         "n": f"{m.n:,}",
         "accuracy %": _interval(correct) if correct else "",
-        "vs full, points": f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]" if d and not itself else "",
-        "p": _p(v.p) if v and v.p is not None and not itself else "",
+        "vs full, points": f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]" if d and not line.itself else "",
+        "p": _p(v.p) if v and v.p is not None and not line.itself else "",
         "peak KV": f"{m.peak_reasoning_kv.mean:.1f}" if m.peak_reasoning_kv else "",
         "of full %": _percent(v.kv_ratio if v else None),
         "NLL": f"{m.nll.mean:.4f} [{m.nll.low:.4f}, {m.nll.high:.4f}]" if m.nll else "",
@@ -167,12 +170,12 @@ def markdown(lines: Sequence[Line]) -> str:
     return f"{text}\n{legend(lines)}\n\n" + "\n".join(commands) + "\n"
 
 
-def publish(records: Sequence[Record], folder: Path) -> list[Line]:
+def publish(records: Sequence[Record], folder: Path, against: Sequence[Record] = ()) -> list[Line]:
     """Print the tables; write them, the plots, and the comparison with `full` into the `metrics.json` of each row under `folder`
     (rows that a table merely quotes stay as they are)."""
     from context_memory.plots import plots
 
-    lines = join(records)
+    lines = join(records, against)
     folder.mkdir(parents=True, exist_ok=True)
     console = terminal()
     for t in tables(lines):

@@ -13,14 +13,21 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the table and the plots; result/compare/<runs> if not given.")
     ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="An evaluation whose full row all are compared with, whatever their model: a fine-tune, say.")
+    ] = None,
 ) -> None:
     """Join evaluations in one table; every row is compared with the full one of its model on the items that both answered."""
     from context_memory import records, report
+    from context_memory.errors import UserError
     from context_memory.rows import slug
 
     found = records.gather(runs)
     if short := [r for r in found if r.lines and {p.key for p in r.lines} != {p.key for p in found[0].lines}]:
         names = ", ".join(r.name for r in short)
         print(f"note: {names} answered other items than {found[0].name}; rows are compared on the items that both have.")
+    other = [r for r in records.gather([against]) if r.scheme == "full"] if against else []
+    if against and not other:
+        raise UserError(f"--against '{against}' has no row of scheme=full, which is what others are compared with; evaluate one there.")
     folder = out or Path("result") / "compare" / slug(" ".join(records.run_name(r) for r in runs))
-    report.publish(found, folder)
+    report.publish(found, folder, other)

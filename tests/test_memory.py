@@ -51,6 +51,7 @@ def test_memory_is_as_large_as_its_scheme_says_and_no_byte_more(family: str, sch
             pins += segment.pins or (False,) * len(segment.ids)
             entries = scheme.capacity(step) + sum(pins) if scheme.hides else len(pins)
             recent = scheme.size - 1 if scheme.name == "window" else getattr(scheme, "window", 0)
+            recent = max(recent, getattr(scheme, "cache", 0) - step * scheme.n_comp)
             if recent:  # capacity is the most that it holds: a text may be short, and a pin near
                 near = sum(pin or len(pins) - i <= recent for i, pin in enumerate(pins)) + step * scheme.n_comp
                 assert near <= entries

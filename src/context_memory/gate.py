@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -31,6 +32,16 @@ class Seat:
     """Where a decoder layer leaves the gate for its LoRA modules while it runs."""
 
     gate: Gate | None = None
+    _taken: tuple[Tensor, Tensor] | None = None
+
+    def rows(self, x: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """The gated rows of (b, n, hidden) `x` in that dtype; modules that are given the same x, as queries, keys and values are, share them."""
+        if self._taken is None or self._taken[0] is not x:
+            self._taken = x, x.flatten(0, -2)[index].to(dtype)
+        return self._taken[1]
+
+    def leave(self) -> None:
+        self.gate = self._taken = None
 
 
 class GatedLora(LoraVariant):
@@ -56,10 +67,9 @@ class GatedLora(LoraVariant):
         drop, scaling = module.lora_dropout[active_adapter], module.scaling[active_adapter]
         if self.every or gate.index is None:  # every row: in the base model's dtype, a cast of all rows would cost more than the adapter
             return result + linear(linear(drop(x), a.to(x.dtype)), (b * scaling).to(x.dtype))
-        rows = x.flatten(0, -2)[gate.index].to(a.dtype)
-        delta = (linear(linear(drop(rows), a), b) * scaling).to(result.dtype)
+        delta = linear(linear(drop(self.seat.rows(x, gate.index, a.dtype)), a), b).to(result.dtype)
         # In place: the base layer's result is nobody else's, and a linear layer's backward does not read it.
-        return result.view(-1, result.shape[-1]).index_add_(0, gate.index, delta).view_as(result)
+        return result.view(-1, result.shape[-1]).index_add_(0, gate.index, delta, alpha=scaling).view_as(result)
 
 
 @dataclass(frozen=True)
@@ -125,7 +135,7 @@ def _sit(seat: Seat):  # type: ignore[no-untyped-def]
 
 def _rise(seat: Seat):  # type: ignore[no-untyped-def]
     def hook(*_: object) -> None:
-        seat.gate = None
+        seat.leave()
 
     return hook
 

@@ -184,10 +184,13 @@ class Memory(Cache):
             target[which] = target.new_full((), blank)
             target[which, :most] = moved
         for layer in self.layers if self.layers[0].keys is not None else []:
-            columns = order[:, None] if scheme.static else scheme.choose(layer.keys[which], held, most)
+            if scheme.static:
+                for buffer in (layer.keys, layer.values):
+                    buffer[which, :, :most] = buffer[which[:, None], :, order].transpose(1, 2)
+                continue
+            columns = scheme.choose(layer.keys[which], held, most)[..., None]
             for buffer in (layer.keys, layer.values):
-                index = columns[..., None].expand(-1, buffer.shape[1], -1, buffer.shape[3])
-                buffer[which, :, :most] = buffer[which].gather(2, index)
+                buffer[which, :, :most] = buffer[which].gather(2, columns.expand(-1, -1, -1, buffer.shape[3]))
         for r, count in zip(which.tolist(), counts.tolist()):
             self.length[r] = count
         need, have = max(self.length), self.slot.shape[1]

@@ -290,7 +290,7 @@ def test_schemes_that_cannot_stream_are_refused() -> None:
         def capacity(self, step: int) -> int:
             return min(step, 3) * self.n_comp
 
-    for scheme in (Full(), Gist(n_comp=2), Own(n_comp=2), Concat(n_comp=2, window=4)):
+    for scheme in (Full(), Gist(n_comp=2), Own(n_comp=2), Concat(n_comp=2, window=4), Concat(n_comp=2, cache=9)):
         with pytest.raises(UserError, match=f"scheme '{scheme.name}' does not add one chunk after another"):
             Stream(tiny_lm("llama", scheme), SMALL)
     with pytest.raises(UserError, match=r"merges into its 2 slot\(s\)"):

@@ -109,10 +109,15 @@ class Stream:
     def _check(self) -> None:
         scheme, n = self.lm.scheme, self.lm.scheme.n_comp
         self.lm.family.must_be_causal("a stream")
-        if not n or scheme.max_steps is not None or not scheme.static or scheme.capacity(MANY) != (n if scheme.mixes else MANY * n):
-            use = "use merge or concat (scheme.window=0: a stream has its own)"
+        if not n or scheme.max_steps is not None or not scheme.static or scheme.slides or self._other(scheme):
+            use = "use merge or concat (scheme.window=0 scheme.cache=0: a stream has its own)"
             raise InputError(f"scheme '{scheme.name}' does not add one chunk after another to a memory; {use}.")
         self._fits(self._room(self.settings.memory(scheme, MANY)) + n)
+
+    @staticmethod
+    def _other(scheme: Scheme) -> bool:
+        """Whether it holds something else than all comp tokens, or one running average of them."""
+        return scheme.capacity(MANY) != (scheme.n_comp if scheme.mixes else MANY * scheme.n_comp)
 
     def _fits(self, entries: int) -> None:
         """Whether the cache has room for a chunk, and the model for as many entries beside sink and raw tokens."""

@@ -228,7 +228,8 @@ def test_memory_is_as_large_as_its_scheme_says_and_no_byte_more(scheme: Scheme, 
             pins += sum(segment.pins)
             averages = scheme.n_comp * lm.kv_bytes * 4 // dtype.itemsize if memory.held.mean else 0
             entries = scheme.capacity(step) + pins if scheme.hides else 0  # under `full`, ids wait
-            if window := max(getattr(scheme, "window", 0), getattr(scheme, "cache", 0) - step * scheme.n_comp):  # likewise: a text may be short, and a pin near
+            window = max(getattr(scheme, "window", 0), getattr(scheme, "cache", 0) - step * scheme.n_comp)
+            if window:  # likewise: a text may be short, and a pin near
                 said = [pin for s in text(scheme, PINNED)[:step] for pin in s.pins or (False,) * len(s.ids)]
                 entries = step * scheme.n_comp + sum(pin or len(said) - i <= window for i, pin in enumerate(said))
             if scheme.pools:  # a short segment gives fewer entries than it may

@@ -35,7 +35,7 @@ class Seat:
     _taken: tuple[Tensor, Tensor] | None = None
 
     def rows(self, x: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
-        """The gated rows of (b, n, hidden) `x` in that dtype; modules that are given the same x, as queries, keys and values are, share them."""
+        """The gated rows of (b, n, hidden) `x` in that dtype. Modules that are given the same x (queries, keys, values) share them."""
         if self._taken is None or self._taken[0] is not x:
             self._taken = x, x.flatten(0, -2)[index].to(dtype)
         return self._taken[1]

@@ -1,12 +1,12 @@
 """What a boundary policy costs: decoding throughput with each of them beside `full`, in one harness and one run.
 
     python benchmarks/policies.py [data=tally ...] [--adapter FOLDER] [--tokens 96] [--batch 1 8 32] [--repeat 3] [--length 33]
-                                  [--marked FOLDER] [--cpu-time]
+                                  [--marked FOLDER] [--lag 0] [--cpu-time]
 
 All solve the same problems (of tally, unless others are named) with the same adapter (the shipped one of tally), greedily, through the one
 decode loop, write the same number of tokens and never stop early. `every` and `random` end segments of `--length` tokens on average, which
 is what a line of tally has; `classifier` needs one in the adapter's folder. The rows take turns, so that whatever else the machine does
-falls on all of them; the table shows the best of the repeats. `--cpu-time` counts what the processor spent on it instead of what the clock
+falls on all of them; the table shows the best of the repeats. `--lag` is `scheme.lag`, for an adapter with a window. `--cpu-time` counts what the processor spent on it instead of what the clock
 says, which other work on the machine hardly changes (with one thread: OMP_NUM_THREADS=1). Runs on the GPU where there is one.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--length", type=int, default=33, help="tokens a segment, for every and random")
+    parser.add_argument("--lag", type=int, help="scheme.lag, instead of the adapter's")
     parser.add_argument("--cpu-time", action="store_true", help="seconds of the processor, not of the clock")
     parser.add_argument("--dtype", default="auto", help="auto: bfloat16 where the CPU multiplies it natively, else float32")
     parser.add_argument("--marked", help="an adapter of recipes/tally_model_concat.yaml, for a row of that policy")
@@ -69,6 +71,8 @@ def main() -> None:
     Timed.clock = clock = time.process_time if args.cpu_time else time.perf_counter
     model, place = read_card(args.adapter).base.name, accelerator()
     ours = load(model, args.adapter, dtype=args.dtype, device=place)
+    if args.lag is not None:
+        ours.scheme = replace(ours.scheme, lag=args.lag)  # type: ignore[type-var]
     full = load(model, args.adapter, dtype=args.dtype, device=place, scheme=plugins.make("schemes", "full"))
     policies: dict[str, Boundary] = {
         "newline": plugins.make("boundaries", "newline"),

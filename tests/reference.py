@@ -66,6 +66,8 @@ class Reference:
         """With a window of concat: the raw tokens of all segments that were compressed, pins not."""
         self.h: list[States] = []
         """The comp keys and values of every compression so far, n_comp columns each."""
+        self.ends: list[int] = []
+        """The position after each of these."""
         self.pooled: list[Entry] = []
         """Means of raw keys and values."""
         self.clock = 0
@@ -75,9 +77,11 @@ class Reference:
         scheme = self.lm.scheme
         return max(scheme.window, scheme.cache - scheme.n_comp * len(self.h))
 
-    def memory(self) -> list[Entry]:
-        """What the scheme makes of h(1) ... h(t), and of pooled segments."""
+    def memory(self, near: int | None) -> list[Entry]:
+        """What the scheme makes of h(1) ... h(t), and of pooled segments, for a raw token at `near` or a comp token (None)."""
         scheme, t = self.lm.scheme, len(self.h)
+        if scheme.lag:
+            return [Entry(c) for h, at in zip(self.h, self.ends) for j, c in enumerate(columns(h)) if near is None or near - at - j >= scheme.lag]
         if scheme.name == "capped":
             old = max(0, t - scheme.cap + (scheme.evicted == "merged"))
             merged = [Entry(summed([1 / old] * old, self.h[:old]))] if old and scheme.evicted == "merged" else []
@@ -127,6 +131,7 @@ class Reference:
         for j, row in enumerate(self.lm.comp.weight):
             _, states = self._token(self.adapted, row[None, None] * scale, self.clock + j, recurrent, beside=comp)
             comp.append(Entry(states))
+        self.ends.append(self.clock)
         if comp:
             layers = zip(*(c.states for c in comp))
             self.h.append([(torch.cat([k for k, _ in layer], 2), torch.cat([v for _, v in layer], 2)) for layer in layers])
@@ -144,8 +149,8 @@ class Reference:
         """One token after pins, memory (if it reads it), the open segment and `beside`: (logits, its own keys and values)."""
         cache = DynamicCache()
         read = [e for e in self.open if not self.reach or position - e.near < self.reach]  # type: ignore[operator]
-        late = [e for e in self.late if reads and position - e.near <= self._back()]  # type: ignore[operator]
-        seen = [*self.pins, *(self.memory() if reads else []), *late, *read, *beside]
+        late = [e for e in self.late if reads and position - e.near <= self._back() - self.lm.scheme.lag * (near is None)]  # type: ignore[operator]
+        seen = [*self.pins, *(self.memory(near) if reads else []), *late, *read, *beside]
         for i, window in enumerate(self.windows):
             for entry in seen:
                 if window is None or near is None or entry.near is None or near - entry.near < window:
@@ -156,6 +161,11 @@ class Reference:
             inputs_embeds=embedded, position_ids=torch.tensor([[position]]), past_key_values=cache, use_cache=True, attention_mask=nothing
         )
         return out.logits[0, -1], [(layer.keys[:, :, -1:], layer.values[:, :, -1:]) for layer in cache.layers]
+
+
+def columns(states: States) -> list[States]:
+    """One column of every layer after the other."""
+    return [[(k[:, :, j : j + 1], v[:, :, j : j + 1]) for k, v in states] for j in range(states[0][0].shape[2])]
 
 
 def summed(weights: Sequence[float], states: Sequence[States]) -> States:

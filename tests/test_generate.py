@@ -168,6 +168,33 @@ def test_what_the_window_left_behind_is_not_held(window: int, cache: int) -> Non
     assert most >= max(window, cache - 3) - 1  # control: it does look back
 
 
+def folds(lag: int) -> tuple[list[int], list[int]]:
+    """How many tokens the answers had when some row ran comp tokens, and compressions row by row; segments end here and there."""
+    lm = tiny_lm("llama", Concat(n_comp=1, window=12, lag=lag))
+    decoder = Decoder(lm, Encoder(Letters(), Some()), [segments(p, kept=True) for p in PROMPTS], Settings(max_new_tokens=32))
+    when, before = set[int](), [0] * len(PROMPTS)
+    step = decoder._step
+
+    def counted() -> None:
+        said = max(len(row.out.ids) for row in decoder._lanes if row is not None)
+        step()
+        now = [out.compressions for out in decoder.outputs]
+        when.update([said] if now != before else [])
+        before[:] = now
+
+    decoder._step = counted  # type: ignore[method-assign]
+    for _ in decoder.run():
+        pass
+    return sorted(when), before
+
+
+def test_comp_tokens_are_run_in_company() -> None:
+    """With a lag at every so manieth step, and in between where a second segment of a row has ended; the compressions are as many."""
+    (often, every), (seldom, lagging) = folds(0), folds(4)
+    assert len(seldom) < len(often) and len([n for n in seldom if n % 4]) < len([n for n in often if n % 4])
+    assert sum(every) > 10 and sum(every) - len(PROMPTS) <= sum(lagging) <= sum(every) + len(PROMPTS)
+
+
 def test_sampling_is_seeded_row_by_row() -> None:
     lm = tiny_lm("llama", plugins.make("schemes", "concat", n_comp=1))  # type: ignore[arg-type]
     encoder = Encoder(Letters(), Some())

@@ -27,7 +27,8 @@ from context_memory.train import Result, train
 from context_memory.trainer import Learner
 from context_memory.weights import load_comp
 
-SCHEMES = [s for key in ("concat", "merge", "gist") for s in plugins.find("schemes", key).variants()]  # type: ignore[attr-defined]
+KINDS = [s for key in ("concat", "merge", "gist") for s in plugins.find("schemes", key).variants()]  # type: ignore[attr-defined]
+SCHEMES = [s for s in KINDS if not getattr(s, "cache", 0)]
 RATIOS = ("scheme.n_comp=4", "training.n_comp=[1,2,4]")
 SMALL = ("data.min_steps=3", "data.max_steps=3", "data.distractors=0", "data.max_train_samples=32", "training.eval_samples=4",
          "training.wandb=false", "model.dtype=float32", "training.batch_size=2", "training.log_steps=1")  # fmt: skip
@@ -212,6 +213,8 @@ def test_a_set_that_is_not_right_is_told(
     said = capsys.readouterr().err
     assert end.value.code == 2 and "scheme.n_comp the largest of them; got training.n_comp=[" in said and "Traceback" not in said
     prepare(config(toy, tmp_path, "scheme=full", "training.n_comp=[]"))  # control: none
+    with pytest.raises(UserError, match=r"scheme\.cache=20 is shared with as many comp tokens as there are"):
+        prepare(config(toy, tmp_path, *RATIOS, "scheme.cache=20"))
 
 
 def test_a_dry_run_says_the_upper_bound(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,7 +46,10 @@ class _Row:
     scores: dict[Any, list[float]] = field(default_factory=dict)
     """Of the segment's tokens, for policies and rules that read hidden states."""
     closed: bool = False
-    """The segment has ended with the last token that was fed: the next step folds it."""
+    """The segment has ended with the last token that was fed."""
+    waiting: list[int] = field(default_factory=list)
+    """Positions after segments that have ended and are to be folded, the oldest first: at the next step, or up to `Scheme.lag` tokens
+    later, in company with other rows."""
     fed: int = 0
     total: int = 0
     total_reasoning: int = 0
@@ -137,43 +140,59 @@ class Decoder:
             self._lanes = [self._lanes[lane] for lane in going]
 
     def _step(self) -> None:
-        """Feed every row's pending token, and the comp tokens of the rows whose segment has ended; sample the next ones."""
+        """Feed every row's pending token, and the comp tokens of the rows that fold a segment; sample the next ones."""
         memory, scheme = self.memory, self.lm.scheme
-        room = scheme.n_comp if self.lm.positions == "base" else 0
         columns: list[list[Column]] = []
-        clock, folds = list(memory.clock), [lane for lane, row in enumerate(self._lanes) if row is not None and row.closed]
-        self._pin(folds)
+        clock = list(memory.clock)
+        self._end([lane for lane, row in enumerate(self._lanes) if row is not None and row.closed], clock)
+        folds = [lane for lane, row in enumerate(self._lanes) if row is not None and self._folds(row)]
         unfolded = memory_merge.unfolded(memory) if folds and scheme.mixes else [0] * memory.rows
         for lane, row in enumerate(self._lanes):
             if row is None:
                 columns.append([])
                 continue
-            fold: list[Column] = []
-            step = memory.step[lane]
-            if row.closed:
-                if scheme.max_steps is not None and step >= scheme.max_steps:
-                    raise InputError(
-                        f"scheme '{scheme.name}' compresses at most {scheme.max_steps} time(s) and the answer came to another boundary; "
-                        "use boundary=turn, or a scheme that goes on."
-                    )
-                fold = boundary_columns(scheme, step, clock[lane], unfolded[lane])
-                step += 1
-                clock[lane] += room
-                row.segment, row.text, row.scores, row.closed = [], "", {}, False
-                row.out.compressions += 1
-            columns.append([*fold, (RAW, step, True, False, clock[lane], row.pending, 0)])
+            step, fold = memory.step[lane], list[Column]()
+            if lane in folds:
+                fold = boundary_columns(scheme, step, row.waiting[0], unfolded[lane])
+            columns.append([*fold, (RAW, step + len(row.waiting), True, False, clock[lane], row.pending, 0)])
             clock[lane] += 1
         hidden = memory.advance(build(columns), clock, slack=SLACK, slide=True)
         if scheme.slides:
             self._count_prompt(range(len(self._lanes)))
         self._count(columns)
         memory.fold(folds, exact=False)
+        for lane in folds:
+            if (folded := self._lanes[lane]) is not None:
+                folded.waiting.pop(0)
+                folded.out.compressions += 1
         self._count_prompt(folds)
         last = torch.tensor([max(len(c) - 1, 0) for c in columns], device=hidden.device)
         fresh = hidden[torch.arange(len(columns), device=hidden.device), last]
         if scheme.hides:
             self._close(fresh)
         self._sample(self.lm.logits(fresh))
+
+    def _end(self, lanes: Sequence[int], clock: list[int]) -> None:
+        """End the segment of these lanes, whose last token has been fed: it waits to be folded."""
+        scheme = self.lm.scheme
+        self._pin(lanes)
+        for lane in lanes:
+            if (row := self._lanes[lane]) is None:
+                continue
+            if scheme.max_steps is not None and self.memory.step[lane] >= scheme.max_steps:
+                raise InputError(
+                    f"scheme '{scheme.name}' compresses at most {scheme.max_steps} time(s) and the answer came to another boundary; "
+                    "use boundary=turn, or a scheme that goes on."
+                )
+            row.waiting.append(clock[lane])
+            row.segment, row.text, row.scores, row.closed = [], "", {}, False
+            clock[lane] += scheme.n_comp if self.lm.positions == "base" else 0
+
+    def _folds(self, row: _Row) -> bool:
+        """Whether a row folds its oldest segment at this step: at once; or with `Scheme.lag` when its answer has a multiple of so many
+        tokens, as the answers of all rows have at the same step, or when another segment has ended meanwhile."""
+        lag = self.lm.scheme.lag
+        return len(row.waiting) > 1 or bool(row.waiting and (not lag or len(row.out.ids) % lag == 0))
 
     def _close(self, hidden: Tensor) -> None:
         """Note the tokens that were fed, and ask the policy which segments end with them; (rows, hidden) their states."""
@@ -190,13 +209,14 @@ class Decoder:
 
     def _pin(self, lanes: Sequence[int]) -> None:
         """Mark the tokens of the segments that have ended in these lanes which the pin rules keep."""
-        keep = {lane: row.keeping.pin(row.segment, scores=row.scores) for lane in lanes if (row := self._lanes[lane]) is not None}
+        rows = {lane: row for lane in lanes if (row := self._lanes[lane]) is not None}
+        keep = {lane: row.keeping.pin(row.segment, scores=row.scores) for lane, row in rows.items()}
         keep = {lane: kept for lane, kept in keep.items() if any(kept)}
         if not keep:
             return
         held = self.memory.held
         which = torch.tensor(list(keep), device=held.kind.device)
-        step = torch.tensor([self.memory.step[lane] for lane in keep], device=which.device)[:, None]
+        step = torch.tensor([self.memory.step[lane] + len(rows[lane].waiting) for lane in keep], device=which.device)[:, None]
         own = held.raw[which] & (held.segment[which] == step)
         place = torch.where(own, held.position[which], -1).cpu()  # once for all lanes: a GPU makes each look at it wait
         marks = [
@@ -205,8 +225,8 @@ class Decoder:
             for column, yes in zip(where.argsort()[-len(kept) :].tolist(), kept, strict=True)
             if yes
         ]
-        rows, columns = torch.tensor(marks, device=which.device).T
-        held.pin[rows, columns] = True
+        at, columns = torch.tensor(marks, device=which.device).T
+        held.pin[at, columns] = True
 
     def _sample(self, logits: Tensor) -> None:
         """(rows, vocabulary) -> the pending token of every row that goes on."""

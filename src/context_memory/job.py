@@ -99,6 +99,11 @@ def must_be_a_set(config: Config) -> None:
             "training.n_comp must be different numbers of at least 1, and scheme.n_comp the largest of them; "
             f"got training.n_comp={given} and scheme.n_comp={most}."
         )
+    if given and config.scheme.get("cache"):
+        raise UserError(
+            f"scheme.cache={config.scheme['cache']} is shared with as many comp tokens as there are, and training.n_comp={given} draws how many; "
+            "use scheme.window."
+        )
 
 
 def must_be_writable(lm: CompressedLM, encoder: Encoder) -> None:

@@ -31,6 +31,8 @@ class Scheme(ABC):
     one pass: neither training nor likelihood."""
     learned: bool = False
     """Whether a trained parameter moves `rate`."""
+    lag: int = 0
+    """For how many tokens after its own a comp token is not looked at by text: so long may a decode loop put it off."""
     n_comp: int
 
     @property

@@ -60,6 +60,9 @@ class Concat(Scheme):
     """Raw tokens before the running one, of segments that are compressed already, that it still sees."""
     cache: int = 0
     """Entries that comp tokens and window share, pins not counted: the window is what the comp tokens leave, at least `window`."""
+    lag: int = 0
+    """Tokens of the next segments that do not look at a segment's comp tokens yet, its text being in the window still. While decoding, comp
+    tokens are then run every `lag` steps for all rows that ended a segment, instead of whenever one did."""
 
     def __post_init__(self) -> None:
         check_n_comp(self.n_comp)
@@ -67,21 +70,31 @@ class Concat(Scheme):
             raise InputError(f"window must be 0 or more tokens, got {self.window}.")
         if self.cache < 0 or 0 < self.cache <= self.window:
             raise InputError(f"cache must be more entries than window={self.window}, or 0 for a window of one length, got {self.cache}.")
+        if not 0 <= self.lag <= max(self.window, self.cache):
+            raise InputError(
+                f"lag must be between 0 and the window's {max(self.window, self.cache)} tokens, in which a segment is seen until its comp tokens "
+                f"are, got {self.lag}."
+            )
 
     @classmethod
     def variants(cls) -> list[Scheme]:
-        return [cls(n_comp=2), cls(n_comp=1, recurrent=False), cls(n_comp=1, window=5), cls(n_comp=2, window=1, cache=9)]
+        return [cls(n_comp=2), cls(n_comp=1, recurrent=False), cls(n_comp=1, window=5), cls(n_comp=2, window=1, cache=9), cls(n_comp=2, window=6, lag=3)]
 
     @property
     def slides(self) -> bool:
         return max(self.window, self.cache) > 0
 
     def sees(self, q: Tokens, k: Tokens) -> Tensor:
-        earlier = k.comp
+        away, earlier = q.position - k.position, k.comp
+        if self.lag:  # comp tokens look back less far: when they are run, the window may have moved on by so much
+            earlier = earlier & (q.comp | (away >= self.lag))
         if self.slides:
             window = (self.cache - q.segment * self.n_comp).clamp(min=self.window)
-            earlier = earlier | (k.raw & (q.position - k.position <= window))
-        return (k.segment == q.segment) | (earlier & (q.reads | self.recurrent))
+            earlier = earlier | (k.raw & (away <= window - self.lag * q.comp))
+        return (k.segment == q.segment) | (earlier & (k.segment < q.segment) & (q.reads | self.recurrent))
+
+    def kept(self, k: Tokens, step: Tensor, clock: Tensor) -> Tensor:
+        return super().kept(k, step, clock) | k.comp | (k.segment > step)  # of comp tokens not looked at yet, and of what came since
 
     def capacity(self, step: int) -> int:
         return max(self.cache, step * self.n_comp + self.window)

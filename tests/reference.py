@@ -81,7 +81,8 @@ class Reference:
         """What the scheme makes of h(1) ... h(t), and of pooled segments, for a raw token at `near` or a comp token (None)."""
         scheme, t = self.lm.scheme, len(self.h)
         if scheme.lag:
-            return [Entry(c) for h, at in zip(self.h, self.ends) for j, c in enumerate(columns(h)) if near is None or near - at - j >= scheme.lag]
+            placed = [(c, at + j) for h, at in zip(self.h, self.ends) for j, c in enumerate(columns(h))]
+            return [Entry(c) for c, at in placed if near is None or near - at >= scheme.lag]
         if scheme.name == "capped":
             old = max(0, t - scheme.cap + (scheme.evicted == "merged"))
             merged = [Entry(summed([1 / old] * old, self.h[:old]))] if old and scheme.evicted == "merged" else []

@@ -101,8 +101,8 @@ def must_be_a_set(config: Config) -> None:
         )
     if given and config.scheme.get("cache"):
         raise UserError(
-            f"scheme.cache={config.scheme['cache']} is shared with as many comp tokens as there are, and training.n_comp={given} draws how many; "
-            "use scheme.window."
+            f"scheme.cache={config.scheme['cache']} is shared with as many comp tokens as there are, and training.n_comp={given} draws "
+            "how many; use scheme.window."
         )
 
 

@@ -70,15 +70,13 @@ class Concat(Scheme):
             raise InputError(f"window must be 0 or more tokens, got {self.window}.")
         if self.cache < 0 or 0 < self.cache <= self.window:
             raise InputError(f"cache must be more entries than window={self.window}, or 0 for a window of one length, got {self.cache}.")
-        if not 0 <= self.lag <= max(self.window, self.cache):
-            raise InputError(
-                f"lag must be between 0 and the window's {max(self.window, self.cache)} tokens, in which a segment is seen until its comp tokens "
-                f"are, got {self.lag}."
-            )
+        if not 0 <= self.lag <= (most := max(self.window, self.cache)):
+            raise InputError(f"lag must be at most the window's {most} tokens, which show a segment until its comp tokens do, got {self.lag}.")
 
     @classmethod
     def variants(cls) -> list[Scheme]:
-        return [cls(n_comp=2), cls(n_comp=1, recurrent=False), cls(n_comp=1, window=5), cls(n_comp=2, window=1, cache=9), cls(n_comp=2, window=6, lag=3)]
+        windows = [cls(n_comp=1, window=5), cls(n_comp=2, window=1, cache=9), cls(n_comp=2, window=6, lag=3)]
+        return [cls(n_comp=2), cls(n_comp=1, recurrent=False), *windows]
 
     @property
     def slides(self) -> bool:
@@ -94,7 +92,8 @@ class Concat(Scheme):
         return (k.segment == q.segment) | (earlier & (k.segment < q.segment) & (q.reads | self.recurrent))
 
     def kept(self, k: Tokens, step: Tensor, clock: Tensor) -> Tensor:
-        return super().kept(k, step, clock) | k.comp | (k.segment > step)  # of comp tokens not looked at yet, and of what came since
+        """Comp tokens that are not looked at yet, and what was said while they were put off, stay as well."""
+        return super().kept(k, step, clock) | k.comp | (k.segment > step)
 
     def capacity(self, step: int) -> int:
         return max(self.cache, step * self.n_comp + self.window)

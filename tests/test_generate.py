@@ -241,6 +241,22 @@ def test_a_device_is_asked_as_often_for_one_row_as_for_many(scheme: str) -> None
     assert counts[0] == counts[1]
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"window": -1}, "window must be 0 or more tokens, got -1"),
+        ({"window": 8, "cache": 8}, "cache must be more entries than window=8, or 0 for a window of one length, got 8"),
+        ({"cache": -1}, "cache must be more entries than window=0"),
+        ({"lag": 1}, "lag must be at most the window's 0 tokens"),
+        ({"window": 4, "cache": 9, "lag": 10}, "lag must be at most the window's 9 tokens.*got 10"),
+        ({"window": 4, "lag": -1}, "lag must be at most"),
+    ],
+)
+def test_windows_that_cannot_be_are_refused(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Concat(**settings)
+
+
 @pytest.mark.parametrize("name", ["num_beams", "assistant_model", "repetition_penalty"])
 def test_what_cannot_work_is_refused_with_a_reason(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} is not supported with a compressed memory: .+"):

@@ -71,7 +71,7 @@ class Concat(Scheme):
         if self.cache < 0 or 0 < self.cache <= self.window:
             raise InputError(f"cache must be more entries than window={self.window}, or 0 for a window of one length, got {self.cache}.")
         if not 0 <= self.lag <= (most := max(self.window, self.cache)):
-            raise InputError(f"lag must be at most the window's {most} tokens, which show a segment until its comp tokens do, got {self.lag}.")
+            raise InputError(f"lag must be at most the window's {most} tokens, which stand in for comp tokens meanwhile, got {self.lag}.")
 
     @classmethod
     def variants(cls) -> list[Scheme]:

@@ -70,8 +70,9 @@ class Concat(Scheme):
             raise InputError(f"window must be 0 or more tokens, got {self.window}.")
         if self.cache < 0 or 0 < self.cache <= self.window:
             raise InputError(f"cache must be more entries than window={self.window}, or 0 for a window of one length, got {self.cache}.")
-        if not 0 <= self.lag <= (most := max(self.window, self.cache)):
-            raise InputError(f"lag must be at most the window's {most} tokens, which stand in for comp tokens meanwhile, got {self.lag}.")
+        most = max(self.window, self.cache)
+        if not 0 <= self.lag <= most:
+            raise InputError(f"lag must be at least 0 and at most the window's {most} tokens, which stand in for comp tokens meanwhile, got {self.lag}.")
 
     @classmethod
     def variants(cls) -> list[Scheme]:

@@ -247,9 +247,9 @@ def test_a_device_is_asked_as_often_for_one_row_as_for_many(scheme: str) -> None
         ({"window": -1}, "window must be 0 or more tokens, got -1"),
         ({"window": 8, "cache": 8}, "cache must be more entries than window=8, or 0 for a window of one length, got 8"),
         ({"cache": -1}, "cache must be more entries than window=0"),
-        ({"lag": 1}, "lag must be at least 0 and at most the window's 0 tokens"),
-        ({"window": 4, "cache": 9, "lag": 10}, "at most the window's 9 tokens.*got 10"),
-        ({"window": 4, "lag": -1}, "lag must be at least 0.*got -1"),
+        ({"lag": 1}, "lag must be between 0 and the window's 0 tokens"),
+        ({"window": 4, "cache": 9, "lag": 10}, "and the window's 9 tokens.*got 10"),
+        ({"window": 4, "lag": -1}, "lag must be between 0.*got -1"),
     ],
 )
 def test_windows_that_cannot_be_are_refused(settings: dict[str, int], message: str) -> None:

@@ -72,7 +72,7 @@ class Concat(Scheme):
             raise InputError(f"cache must be more entries than window={self.window}, or 0 for a window of one length, got {self.cache}.")
         most = max(self.window, self.cache)
         if not 0 <= self.lag <= most:
-            raise InputError(f"lag must be at least 0 and at most the window's {most} tokens, seen in place of comp tokens; got {self.lag}.")
+            raise InputError(f"lag must be between 0 and the window's {most} tokens, seen in place of comp tokens; got {self.lag}.")
 
     @classmethod
     def variants(cls) -> list[Scheme]:

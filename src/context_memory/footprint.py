@@ -19,7 +19,8 @@ from context_memory.text import Segment
 def peak_if_said(plan: Plan, scheme: Scheme, given: int) -> int:
     """Most entries a layer if the decode loop were to say this plan (b = 1) but its first `given` raw tokens, which do not count.
 
-    The loop holds a closed segment together with its comp tokens and the token after it, for one step; so does this.
+    The loop holds a closed segment together with its comp tokens and the token after it, for one step; so does this. With `Scheme.lag`
+    the loop runs comp tokens later than is reckoned here, and may hold an entry or two more or less.
     """
     t = plan.tokens
     said = t.raw & (t.raw.cumsum(1) > given)

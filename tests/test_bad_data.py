@@ -72,6 +72,7 @@ def test_places_and_settings(tmp_path: Path) -> None:
         (lambda: Icl(k=-1), "k must be at least 0, got -1"),
         (lambda: Icl(seeds=0), "seeds must be at least 1, got 0"),
         (lambda: Icl(queries=0), "queries must be at least 1"),
+        (lambda: Icl(held_out=-1), "held_out must be at least 0, got -1"),
         (lambda: Books(words=0), "words must be at least 1, a chunk has some; got 0"),
         (lambda: Books(chunks=1), "chunks must be at least 2, one to remember and one to predict; got 1"),
         (lambda: Fact(turns=1), "turns must be at least 2, got 1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,18 @@ def test_demonstrations_and_queries(tmp_path: Path) -> None:
     assert len(test) == 10 and len({e.context for e in test}) == 2  # a draw of demonstrations serves all its queries
     assert all(e.prompt.startswith("new test") and all(d.startswith("new train") for d in e.context) for e in test)
     assert data.score(test[0], test[0].target)["task new"] == 1
+
+
+def test_tasks_of_their_own_to_validate_with(tmp_path: Path) -> None:
+    every = Icl(str(tasks(tmp_path)), k=2, train=40, permissive=False)
+    assert {e.meta["task"] for e in every.examples("validation")} == {e.meta["task"] for e in every.examples("train")} == {"free", "bound"}
+    apart = replace(every, held_out=1)
+    (told,) = {e.meta["task"] for e in apart.examples("validation")}
+    assert {e.meta["task"] for e in apart.examples("train")} == {"free", "bound"} - {told}
+    assert apart.examples("test") == every.examples("test") and {e.meta["task"] for e in apart.examples("test")} == {"new"}
+    assert len({e.meta["task"] for s in range(8) for e in replace(apart, seed=s).examples("validation")}) == 2  # drawn with the seed
+    with pytest.raises(ValueError, match=r"held_out=2 of 2 task\(s\) leaves none to train on"):
+        replace(apart, held_out=2).examples("train")
 
 
 def test_metaicl_files_and_bad_rows(tmp_path: Path) -> None:

@@ -47,6 +47,9 @@ class Icl(Dataset):
     train: int = 20000
     """Examples to train on, drawn with `seed`."""
     seed: int = 0
+    held_out: int = 0
+    """So many of the tasks to train on, drawn with `seed`, are the validation part and not trained on: whether what is learnt carries over
+    to other tasks. 0: validation is other items of the same tasks."""
     permissive: bool = True
     """Train on tasks whose licence allows redistribution and commercial use alone, where `tasks.json` says which."""
 
@@ -56,7 +59,7 @@ class Icl(Dataset):
     )
 
     def __post_init__(self) -> None:
-        for name, least in (("k", 0), ("seeds", 1), ("queries", 1), ("train", 1)):
+        for name, least in (("k", 0), ("seeds", 1), ("queries", 1), ("train", 1), ("held_out", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
 
@@ -75,7 +78,17 @@ class Icl(Dataset):
         learnt, unseen = pools(self.path, self.config)
         free = permissive(self.path) if self.permissive else None
         learnt = {t: p for t, p in learnt.items() if free is None or t in free}
-        return self._drawn(learnt) if split == "train" else self._asked(unseen if split == "test" else learnt, split)
+        kept, aside = self._apart(learnt)
+        return self._drawn(kept) if split == "train" else self._asked(unseen if split == "test" else aside, split)
+
+    def _apart(self, tasks: Pools) -> tuple[Pools, Pools]:
+        """The tasks to train on, and those to validate with."""
+        if not self.held_out:
+            return tasks, tasks
+        if self.held_out >= len(tasks):
+            raise ValueError(f"held_out={self.held_out} of {len(tasks)} task(s) leaves none to train on; hold out fewer.")
+        aside = random.Random(f"{self.seed} held out").sample(sorted(tasks), self.held_out)
+        return {t: p for t, p in tasks.items() if t not in aside}, {t: tasks[t] for t in sorted(aside)}
 
     def _drawn(self, tasks: Pools) -> list[Example]:
         must_have(tasks, shown=1 + min(self.k, 1), asked=0)

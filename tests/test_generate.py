@@ -32,6 +32,12 @@ class Some(Boundary):
         return step.ids[-1] % 5 == 0
 
 
+class Endless(Encoder):
+    """No token ends an answer."""
+
+    stops = frozenset()  # type: ignore[assignment]
+
+
 class Odd(Pin):
     budget = 2
 
@@ -166,6 +172,22 @@ def test_what_the_window_left_behind_is_not_held(window: int, cache: int) -> Non
                 assert (memory.clock[lane] - held.position[old] <= seen + 1).all()  # seen by the next token or by the last one
                 most = max(most, int(old.sum()))
     assert most >= max(window, cache - 3) - 1  # control: it does look back
+
+
+@pytest.mark.parametrize("lag", [0, 5])
+def test_a_memory_is_gone_on_with_after_an_answer(lag: int) -> None:
+    """Segments that had ended and were not folded are open text again: no token is lost to what comes next."""
+    lm, open_ends = tiny_lm("llama", Concat(n_comp=1, window=40, lag=lag)), 0
+    for tokens in range(4, 16):
+        memory = lm.memory()
+        (out,) = generate(lm, Endless(Letters(), Every(n=3)), [segments([5, 9, 3], kept=True)], Settings(max_new_tokens=tokens), memory)
+        fed, folded = out.ids[:-1], 3 * out.compressions
+        open_ends += len(fed) - folded >= 3
+        whole = [*segments([5, 9, 3], kept=True), *(Segment(tuple(fed[i : i + 3]), target=True) for i in range(0, folded, 3))]
+        plan = layout([*whole, Segment((*fed[folded:], 8, 4), compress=False, target=True)], lm.scheme)
+        with torch.inference_mode():
+            assert torch.allclose(memory.read([8, 4])[0], lm(plan)[0, -2:], atol=1e-10)
+    assert open_ends  # control: some answer ended with a segment that waited
 
 
 def folds(lag: int) -> tuple[list[int], list[int]]:

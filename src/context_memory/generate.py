@@ -133,6 +133,8 @@ class Decoder:
             out.text = out.text if out.reason == "stop" else self.encoder.text(out.ids)
             if row.fed:
                 out.mean_kv_tokens, out.mean_reasoning_kv_tokens = row.total / row.fed, row.total_reasoning / row.fed
+            if row.waiting:  # what goes on from this memory finds that text open, as it finds a segment that the last token ended
+                self.memory.held.segment[lane].clamp_(max=self.memory.step[lane])
             self._lanes[lane] = None
         going = [lane for lane, row in enumerate(self._lanes) if row is not None]
         if going and 2 * len(going) <= len(self._lanes):

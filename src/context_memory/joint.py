@@ -2,7 +2,8 @@
 
 A task adapter that is trained first, on the full context, teaches the model to write as if everything stayed in view. Trained together, it
 learns to write and to read what a memory can carry, as LightThinker trains the whole of its model (Zhang et al. 2025, arXiv:2502.15589).
-What comes of it are two ordinary folders: the task adapter is merged and the compression adapter attached, as always.
+What comes of it are two ordinary folders: the task adapter is merged and the compression adapter attached, as always. "The frozen model"
+(`adapter=False`, the teacher of `training.loss=distill`) is the base without either.
 
 Seam: peft 0.21, several active adapters of one model, each with its own `LoraVariant` (`gate.py`).
 """

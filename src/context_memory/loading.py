@@ -177,10 +177,10 @@ def build(config: Config) -> CompressedLM:
             m.name, None if m.joint else m.adapter, scheme=scheme, lora=None if goes_on else lora, positions=m.positions,
             gate=config.gate(), dtype=m.dtype, attn_implementation=m.attn_implementation, device=accelerator(), merged=not goes_on,
         )  # fmt: skip
-        if m.joint:
-            joint.attach(lm, replace(lora, target_modules=targets(config, "all")), m.adapter)
     except ValueError as e:  # PEFT: a target that the model has not
         raise UserError(f"model.targets={m.targets}: {e}") from e
+    if m.joint:
+        joint.attach(lm, replace(lora, target_modules=targets(config, "all")), m.adapter)
     if m.start:
         weights.begin(lm, m.start)
     for key, p in lm.named_parameters():

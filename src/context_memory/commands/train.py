@@ -35,6 +35,7 @@ def run(config: object, dry_run: bool = False) -> None:
     from context_memory.config import Config
     from context_memory.data._licences import non_commercial
     from context_memory.estimate import estimate
+    from context_memory.joint import TASK
     from context_memory.loading import licence_of
     from context_memory.train import train as train_
 
@@ -46,5 +47,7 @@ def run(config: object, dry_run: bool = False) -> None:
     best = f", best evaluation loss {result.best_loss:.4f} at step {result.best_step}" if result.best_loss is not None else ""
     print(f"{'finished' if result.finished else 'stopped, the same command goes on'} after {result.steps} steps{best}")
     print(f"adapter: {result.adapter}")
+    if config.model.joint:
+        print(f"its task adapter, which is merged first and has to go along: {result.folder / TASK}")
     if non_commercial(licence := licence_of(config)):
         print(f"licence of its data: {said_of(licence)}")

@@ -118,7 +118,8 @@ def test_what_is_chosen_again_keeps_the_settings_of_the_card() -> None:
     assert card["scheme"] != usual.scheme and card["pins"]["results"] != usual.pins["results"]
 
     again = configure(["scheme=concat", "boundary=newline", "pins=[prompt,results,sink]"], adapter=shipped)
-    assert (again.scheme, again.boundary) == (card["scheme"] | {"window": 0}, card["boundary"])  # a setting younger than the card
+    younger = {"window": 0, "cache": 0, "lag": 0}  # than the card
+    assert (again.scheme, again.boundary) == (card["scheme"] | younger, card["boundary"])
     assert again.pins == card["pins"] | {"sink": usual.pins["sink"]}
 
     others = configure(["scheme=merge", "boundary=sentence", "pins=[sink]"], adapter=shipped)

@@ -44,7 +44,7 @@ def test_the_gate_follows_the_scheme() -> None:
     [
         (["training.lrr=1"], r"no setting 'training\.lrr'; Did you mean 'lr'\? Have under 'training': accumulate, "),
         (["nonsense=1"], r"no setting 'nonsense'; Have at the top: boundary, called, data, "),
-        (["scheme.colour=red"], r"no setting 'scheme\.colour'; Have under 'scheme=concat': n_comp, name, recurrent"),
+        (["scheme.colour=red"], r"no setting 'scheme\.colour'; Have under 'scheme=concat': cache, lag, n_comp, name, recurrent"),
         (["boundary.tau=0.5"], r"It is one of boundary=classifier; choose that first\. Have under 'boundary=newline': max_segment"),
         (["boundary.max_segment=0"], "boundary=newline: a segment has at least one token, got max_segment=0"),
         (["boundary=rules", "boundary.min_segment=-1"], "boundary=rules: min_segment must be at least 0, got -1"),

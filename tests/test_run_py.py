@@ -31,7 +31,7 @@ def test_the_command_of_the_readme() -> None:
     c = meant(VERBATIM)
     assert (c.model.name, c.data["name"], c.run_id) == ("llama-3.1-8b-instruct", "gsm8k", "my_run_v1")
     assert (c.training.max_steps, c.data["train_ratio"], c.training.wandb) == (500, 0.8, False)
-    assert c.scheme == {"name": "concat", "n_comp": 2, "recurrent": True, "window": 0} and c.gate() == "comp"
+    assert c.scheme == {"name": "concat", "n_comp": 2, "recurrent": True, "window": 0, "cache": 0, "lag": 0} and c.gate() == "comp"
     assert c.training.gradient_checkpointing and c.training.lr == 3e-4 and c.model.lora_r == 8 and c.training.patience == 3
     assert meant("--train").model.name == "llama-3.1-8b-instruct" and meant("--train").data["name"] == "gsm8k"
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -18,7 +19,7 @@ from context_memory.boundaries.base import Boundary
 from context_memory.data.base import Dataset
 from context_memory.encode import Encoder
 from context_memory.errors import UserError
-from context_memory.evaluate import Settings, evaluate
+from context_memory.evaluate import Settings, _must_fire, evaluate
 from context_memory.footprint import peak_if_said
 from context_memory.intervals import mcnemar, paired_difference, ratio, wilson
 from context_memory.loading import load
@@ -280,6 +281,15 @@ def test_an_evaluation_in_which_nothing_fired_is_an_error(run) -> None:  # type:
     with pytest.raises(UserError, match=r"hides no token of any of the 2 targets"):
         run("nothing", boundary=plugins.make("boundaries", "every", n=200), n=2, out="hides", generate=False)
     assert run("full", boundary="newline", n=2, out="full")[0].n == 2  # control: full does not forget
+
+
+def test_answers_that_are_longer_than_the_targets_may_be_what_is_compressed() -> None:
+    """A window as long as the few targets that were asked for hides nothing of them."""
+    items, scheme = [SimpleNamespace(has_boundary=True, known=True, hides=False)], plugins.make("schemes", "window")
+    said = Prediction("", "", "", answer="a", compressions=3, tokens=90, peak_reasoning_kv=64)
+    _must_fire(scheme, items, [said])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="hides no token of any of the 1 targets"):
+        _must_fire(scheme, items, [replace(said, tokens=60, peak_reasoning_kv=59)])  # type: ignore[arg-type]
 
 
 def test_likelihood_alone(run) -> None:  # type: ignore[no-untyped-def]

@@ -166,7 +166,8 @@ def _must_fire(scheme: Scheme, items: Sequence[Item], lines: Sequence[Prediction
             "boundaries: no answer ever comes to one. Is the model trained for this data (model.adapter), and is it the boundary "
             "that the adapter was trained with?"
         )
-    if all(item.known for item in items) and not any(item.hides for item in items):
+    freed = any(line.peak_reasoning_kv < line.tokens - 1 for line in answered)  # of an answer longer than any target
+    if not freed and all(item.known for item in items) and not any(item.hides for item in items):
         raise UserError(
             f"scheme '{scheme.name}' hides no token of any of the {len(items)} targets: this would measure the full context. "
             "Does the boundary ever end a segment of this data, and do the pins leave anything to forget?"

@@ -3,7 +3,7 @@
     python benchmarks/lag.py ROW --adapter FOLDER [--batch 1 8 32] [--lag 0 4 8 12]
 
 ROW is the folder of an evaluated row: its answers, in an order that a seed says, are put into batches and cut where the adapter's boundary
-policy cuts, as the decode loop would (`generate.py`: every `lag` tokens, and when a second segment of a row has ended). No model is run.
+policy cuts, as the decode loop would (`generate.due`). No model is run.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 from context_memory.adapter import read_card
 from context_memory.config import Config
 from context_memory.fetch import get
+from context_memory.generate import due
 from context_memory.records import gather
 from context_memory.text import Example
 
@@ -29,7 +30,7 @@ def folds(tokens: int, edges: Sequence[int], lag: int) -> set[int]:
     steps, waiting, ended = set[int](), 0, set(edges)
     for fed in range(1, tokens):
         waiting += fed in ended
-        if waiting > 1 or (waiting and (not lag or (fed + 1) % lag == 0)):
+        if due(waiting, fed + 1, lag):
             steps.add(fed)
             waiting -= 1
     return steps

@@ -269,8 +269,8 @@ def test_a_device_is_asked_as_often_for_one_row_as_for_many(scheme: str) -> None
         ({"window": -1}, "window must be 0 or more tokens, got -1"),
         ({"window": 8, "cache": 8}, "cache must be more entries than window=8, or 0 for a window of one length, got 8"),
         ({"cache": -1}, "cache must be more entries than window=0"),
-        ({"lag": 1}, "lag must be between 0 and the window's 0 tokens"),
-        ({"window": 4, "cache": 9, "lag": 10}, "and the window's 9 tokens.*got 10"),
+        ({"lag": 1}, "lag must be between 0 and window=0 tokens"),
+        ({"window": 4, "cache": 9, "lag": 5}, "and window=4 tokens.*got 5"),
         ({"window": 4, "lag": -1}, "lag must be between 0.*got -1"),
     ],
 )

@@ -52,7 +52,7 @@ def test_control_another_rule_is_seen(slip: str) -> None:
         assert (lm(plan)[plan.tokens.raw] - wanted).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("other", [{"window": 4}, {"window": 6}, {"window": 5, "cache": 9}])
+@pytest.mark.parametrize("other", [{"window": 4}, {"window": 6}, {"window": 5, "cache": 9}, {"window": 5, "lag": 2}])
 def test_control_another_window_is_seen(other: dict[str, int]) -> None:
     """One token more or less of what stays in view gives other logits."""
     lm = tiny_lm("llama", Concat(n_comp=1, window=5))

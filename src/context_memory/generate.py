@@ -147,14 +147,15 @@ class Decoder:
         columns: list[list[Column]] = []
         clock = list(memory.clock)
         self._end([lane for lane, row in enumerate(self._lanes) if row is not None and row.closed], clock)
-        folds = [lane for lane, row in enumerate(self._lanes) if row is not None and self._folds(row)]
+        folds = [lane for lane, row in enumerate(self._lanes) if row is not None and due(len(row.waiting), len(row.out.ids), scheme.lag)]
+        due_now = set(folds)
         unfolded = memory_merge.unfolded(memory) if folds and scheme.mixes else [0] * memory.rows
         for lane, row in enumerate(self._lanes):
             if row is None:
                 columns.append([])
                 continue
             step, fold = memory.step[lane], list[Column]()
-            if lane in folds:
+            if lane in due_now:
                 fold = boundary_columns(scheme, step, row.waiting[0], unfolded[lane])
             columns.append([*fold, (RAW, step + len(row.waiting), True, False, clock[lane], row.pending, 0)])
             clock[lane] += 1
@@ -189,12 +190,6 @@ class Decoder:
             row.waiting.append(clock[lane])
             row.segment, row.text, row.scores, row.closed = [], "", {}, False
             clock[lane] += scheme.n_comp if self.lm.positions == "base" else 0
-
-    def _folds(self, row: _Row) -> bool:
-        """Whether a row folds its oldest segment at this step: at once; or with `Scheme.lag` when its answer has a multiple of so many
-        tokens, as the answers of all rows have at the same step, or when another segment has ended meanwhile."""
-        lag = self.lm.scheme.lag
-        return len(row.waiting) > 1 or bool(row.waiting and (not lag or len(row.out.ids) % lag == 0))
 
     def _close(self, hidden: Tensor) -> None:
         """Note the tokens that were fed, and ask the policy which segments end with them; (rows, hidden) their states."""
@@ -265,6 +260,12 @@ class Decoder:
         ends = torch.tensor([row.prompt_end for row in rows.values()], device=known.device)[:, None]
         for row, n in zip(rows.values(), (known[which] & (held.position[which] < ends)).sum(1).tolist(), strict=True):
             row.held_prompt = n
+
+
+def due(waiting: int, tokens: int, lag: int) -> bool:
+    """Whether a row of so many waiting segments, whose answer has so many tokens, folds the oldest: at once; or with `Scheme.lag` at every
+    so manieth token, which comes at the same step for all rows of a batch, and when another segment has ended meanwhile."""
+    return waiting > 1 or (waiting == 1 and (not lag or tokens % lag == 0))
 
 
 def drawn(probabilities: Tensor, chance: Tensor) -> Tensor:

@@ -70,13 +70,12 @@ class Concat(Scheme):
             raise InputError(f"window must be 0 or more tokens, got {self.window}.")
         if self.cache < 0 or 0 < self.cache <= self.window:
             raise InputError(f"cache must be more entries than window={self.window}, or 0 for a window of one length, got {self.cache}.")
-        most = max(self.window, self.cache)
-        if not 0 <= self.lag <= most:
-            raise InputError(f"lag must be between 0 and the window's {most} tokens, seen in place of comp tokens; got {self.lag}.")
+        if not 0 <= self.lag <= self.window:
+            raise InputError(f"lag must be between 0 and window={self.window} tokens, seen in place of comp tokens; got {self.lag}.")
 
     @classmethod
     def variants(cls) -> list[Scheme]:
-        windows = [cls(n_comp=1, window=5), cls(n_comp=2, window=1, cache=9), cls(n_comp=2, window=6, lag=3)]
+        windows = [cls(n_comp=1, window=5), cls(n_comp=2, window=1, cache=9), cls(n_comp=2, window=4, cache=12, lag=3)]
         return [cls(n_comp=2), cls(n_comp=1, recurrent=False), *windows]
 
     @property

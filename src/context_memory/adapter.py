@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 
 from context_memory.adapter_page import page
 from context_memory.errors import UserError
+from context_memory.gate import MAIN
 
 if TYPE_CHECKING:
     from context_memory.model import CompressedLM
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 CARD, COMP, LORA, LORA_CONFIG = "ccm.json", "comp.safetensors", "adapter_model.safetensors", "adapter_config.json"
 PAGE = "README.md"
-MAIN = "default"
-"""PEFT's name of the LoRA that a folder is made of, if nothing else is said."""
 
 
 @dataclass(frozen=True)

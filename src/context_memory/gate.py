@@ -19,6 +19,9 @@ from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+MAIN = "default"
+"""PEFT's name of the LoRA that an adapter folder is made of, if nothing else is said."""
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -91,7 +94,7 @@ class Socket:
 
 
 def install(
-    layers: Iterable[nn.Module], adapter_name: str = "default", attention: str = "self_attn", every: bool = False
+    layers: Iterable[nn.Module], adapter_name: str = MAIN, attention: str = "self_attn", every: bool = False
 ) -> list[Socket]:
     """Make the PEFT LoRA of these decoder layers conditional on the `lora_gate` keyword argument of each call.
 
@@ -138,6 +141,13 @@ def _rise(seat: Seat):  # type: ignore[no-untyped-def]
         seat.leave()
 
     return hook
+
+
+def widen(module: nn.Module) -> None:
+    """Every LoRA in float32 at least, whatever the base model's dtype is."""
+    for name, p in module.named_parameters():
+        if "lora_" in name:
+            p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
 
 
 def trainable(module: nn.Module) -> int:

@@ -19,7 +19,7 @@ from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from context_memory import gate
-from context_memory.adapter import LORA, MAIN, Card, check_base, read_card, save, sha256
+from context_memory.adapter import LORA, Card, check_base, read_card, save, sha256
 from context_memory.errors import UserError
 from context_memory.model import CompressedLM
 
@@ -50,10 +50,8 @@ def attach(lm: CompressedLM, fresh: LoraConfig, task: str | None = None) -> None
         fresh = LoraConfig.from_pretrained(task)
     fresh.base_model_name_or_path = None
     lm.peft.add_adapter(TASK, fresh, autocast_adapter_dtype=False)
-    lm.peft.base_model.set_adapter([TASK, MAIN])
-    for key, p in lm.peft.named_parameters():
-        if f".{TASK}." in key:
-            p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
+    lm.peft.base_model.set_adapter([TASK, gate.MAIN])
+    gate.widen(lm.peft)
     gate.install(lm.family.layers(lm.base), TASK, lm.family.seat, every=True)
     if task is not None:
         set_peft_model_state_dict(lm.peft, load_file(Path(task) / LORA), adapter_name=TASK)

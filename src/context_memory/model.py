@@ -92,9 +92,7 @@ class CompressedLM(nn.Module):
 
     def _attach(self, lora: LoraConfig) -> None:
         peft = get_peft_model(self.base, lora, autocast_adapter_dtype=False)
-        for name, p in peft.named_parameters():
-            if "lora_" in name:
-                p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
+        gate.widen(peft)
         self._sockets = gate.install(self.family.layers(self.base), attention=self.family.seat)
         # Not a submodule: the LoRA weights live in `base` already.
         object.__setattr__(self, "peft", peft)

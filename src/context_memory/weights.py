@@ -11,6 +11,7 @@ from torch import Tensor
 
 from context_memory.adapter import COMP, LORA, check_base, read_card
 from context_memory.errors import UserError
+from context_memory.gate import MAIN
 from context_memory.model import CompressedLM
 
 
@@ -57,7 +58,7 @@ def begin(lm: CompressedLM, start: str | Path) -> None:
     if card.is_task or not lm.scheme.n_comp:
         raise UserError(f"model.start='{start}' gives comp tokens their weights: both it and what is trained must be compression adapters.")
     check_base(start, card, lm.facts)
-    theirs, mine = LoraConfig.from_pretrained(str(start)), lm.peft.peft_config["default"]
+    theirs, mine = LoraConfig.from_pretrained(str(start)), lm.peft.peft_config[MAIN]
     have, need = max(card.n_comp), lm.scheme.n_comp
     if (theirs.r, set(theirs.target_modules)) != (mine.r, set(mine.target_modules)) or have < need:
         raise UserError(

@@ -52,7 +52,7 @@ def load(
     family = architecture(name, folder)
     place = None if adapter is None else Path(adapter)
     card = None if place is None else folders.read_card(place)
-    task = None if place is None or card is None or not (merged or not card.is_task) else _task(place, card)
+    task = None if place is None or card is None or not (merged or not card.is_task) else task_of(place, card)
     wanted = numbers(dtype, device)
     base, facts = _base(name, folder, family, torch.float32 if task else wanted)
     for where in {place, task} - {None}:
@@ -244,7 +244,7 @@ def _scheme(card: Card | None) -> Scheme:
     return Config(scheme=card.scheme).make("scheme")
 
 
-def _task(adapter: Path, card: Card) -> Path | None:
+def task_of(adapter: Path, card: Card) -> Path | None:
     """The folder of the task adapter to merge: this one, or the one that its card names, checked against the card.
 
     It is looked for where the card says, and beside the adapter (folders that are shipped together are moved together).

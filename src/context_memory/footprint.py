@@ -47,6 +47,14 @@ def peak_if_said(plan: Plan, scheme: Scheme, given: int) -> int:
     return peak
 
 
+def held_when_asked(plan: Plan, scheme: Scheme, told: int) -> int:
+    """Entries a layer that the question finds when it comes (b = 1): what is left of the first `told` raw tokens, its context."""
+    t = plan.tokens
+    first = int((t.raw & (t.raw.cumsum(1) > told))[0].long().argmax())
+    context = t.map(lambda x: x[:, :first])
+    return int(scheme.kept(context, context.segment.max()[None, None], t.position[:, first, None]).sum())
+
+
 def as_fed(segments: Sequence[Segment], encoder: Encoder) -> list[Segment]:
     """The segments as a decode loop feeds them: the token that ends an answer is sampled and never fed."""
     *rest, last = segments

@@ -25,6 +25,7 @@ from context_memory.evaluate import Settings, evaluate
 from context_memory.loading import accelerator, load
 from context_memory.model import CompressedLM
 from context_memory.records import Record, read
+from context_memory.text import Example
 
 ENDS = ("full", "nothing")
 """The schemes that have nothing to train, upper and lower bound of every table."""
@@ -140,14 +141,20 @@ def load_row(config: Config) -> CompressedLM:
         raise UserError(str(e)) from e
 
 
+def examples_of(config: Config, depths: Sequence[int] | None = None) -> list[Example]:
+    """What is evaluated: the first of a split, at each of the depths if there are any."""
+    e = config.evaluation
+    found = list(config.examples(e.split, e.max_samples, config.data.get("max_eval_samples")))
+    return at_depths(found, depths) if depths else found
+
+
 def run(
     rows: Sequence[Row], folder: Path, *, fresh: bool = False, progress: Progress | None = None, notes: dict[str, Any] | None = None
 ) -> list[Record]:
     """Evaluate every row on the data of the first one; each has its folder under `folder`."""
     first = rows[0].config
     e = first.evaluation
-    examples, dataset = list(first.examples(e.split, e.max_samples, first.data.get("max_eval_samples"))), first.dataset()
-    examples = at_depths(examples, e.depths) if e.depths else examples
+    examples, dataset = examples_of(first, e.depths), first.dataset()
     out: list[Record] = []
     for row in rows:
         c, g = row.config, first.generation

@@ -14,6 +14,9 @@ def evaluate(
     row: Annotated[list[str] | None, typer.Option(help="One more row: an adapter folder, or name=folder.")] = None,
     sweep: Annotated[list[str] | None, typer.Option(help="key=value,value: a row for each; several give all combinations.")] = None,
     alone: Annotated[bool, typer.Option("--alone", help="Without the rows full and nothing.")] = False,
+    window: Annotated[
+        bool, typer.Option("--window", help="A control for each: a sliding window with as many entries and the same pins, nothing trained.")
+    ] = False,
     run_id: Annotated[str | None, typer.Option("--run_id", "--run-id", help="Name of the run; the same name goes on.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A YAML file of settings; overrides come after it.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write to, instead of result/<data>/<run_id>/evaluation.")] = None,
@@ -30,7 +33,8 @@ def evaluate(
     own = rows.sweep(sweep, given, recipe, chosen) if sweep else [(config.scheme["name"], config)]
     if others and config.scheme["name"] in rows.ENDS and not sweep:
         own = []  # the rows that were named are what is asked for
-    table = rows.rows_of(config, [*own, *others], ends=not alone)
+    own += others
+    table = rows.rows_of(config, [*own, *(_controls(own) if window else [])], ends=not alone)
     folder = out or _folder(config)
     with report.bar() as progress:
         records = rows.run(table, folder, fresh=fresh, progress=progress)
@@ -56,6 +60,20 @@ def _other(text: str, given: list[str], recipe: str | None):  # type: ignore[no-
     rest = [o for o in given if not o.startswith(("model.adapter=", "scheme", "boundary", "pins"))]
     config = rows.configure(rest, recipe, path)
     return (name if equals else _name(Path(path))), config
+
+
+def _controls(own):  # type: ignore[no-untyped-def]  # list[(name, Config)] -> list[(name, Config)]
+    from transformers import AutoTokenizer
+
+    from context_memory import control, rows
+    from context_memory.fetch import get
+
+    out = []
+    for name, config in own:
+        words = AutoTokenizer.from_pretrained(get(config.model.name))
+        row = control.window(rows.Row(name, config), words, f"window for {name}" if len(own) > 1 else "")
+        out.append((row.name, row.config))
+    return out
 
 
 def _name(adapter: Path) -> str:

@@ -1,0 +1,65 @@
+"""The control of a row: the latest raw tokens in as many entries, the same words pinned, nothing trained.
+
+What comp tokens are worth is what they add to that. The size of the window is read off the texts, so no model is run for it; like the
+window row of a stream, it never has fewer entries than the row it stands beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import mean
+from typing import Any
+
+from context_memory.encode import Encoder
+from context_memory.errors import UserError
+from context_memory.footprint import as_fed, held_when_asked, peak_if_said
+from context_memory.plan import Plan, layout
+from context_memory.rows import Row, examples_of
+from context_memory.schemes.base import Scheme
+from context_memory.schemes.window import Window
+from context_memory.text import Example, Segment
+
+SAMPLE = 100
+"""Examples that the size is read off."""
+
+
+def window(row: Row, tokenizer: Any, name: str = "") -> Row:
+    """The sliding window that stands beside `row`.
+
+    Raises:
+        UserError: the row compresses nothing; where its segments end or what it keeps is read off hidden states.
+    """
+    scheme, encoder = row.config.make("scheme"), row.config.encoder(tokenizer)
+    if not (scheme.n_comp or scheme.pools):
+        raise UserError(f"--window stands beside a scheme that compresses, got scheme={scheme.name}; leave it out, or name an adapter.")
+    if encoder.readers:
+        readers = ", ".join(sorted({type(r).__name__.lower() for r in encoder.readers}))
+        raise UserError(f"--window reads its size off the texts, and {readers} needs the model for them; give scheme=window scheme.size=N.")
+    deepest = row.config.evaluation.depths
+    examples = examples_of(row.config, [max(deepest)] if deepest else None)[:SAMPLE]
+    size = size_for(scheme, encoder, examples, row.config.model.positions)
+    return Row(name or f"window {size}", replace(row.config, scheme={"name": "window", "n_comp": 0, "size": size}))
+
+
+def size_for(scheme: Scheme, encoder: Encoder, examples: Sequence[Example], positions: str = "skip") -> int:
+    """The smallest window that holds at least as many entries as the scheme, on average over the examples."""
+    texts = [as_fed(encoder.segments(e), encoder) for e in examples]
+
+    def entries(scheme: Scheme, plans: Sequence[Plan]) -> float:
+        return mean(_entries(plan, scheme, segments, bool(e.context)) for plan, segments, e in zip(plans, texts, examples))
+
+    wanted = entries(scheme, [layout(s, scheme, positions) for s in texts])
+    low, plans = 2, [layout(s, Window(), positions) for s in texts]
+    high = max(low, *(plan.shape[1] for plan in plans))
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if entries(Window(size=middle), plans) >= wanted else (middle + 1, high)
+    return low
+
+
+def _entries(plan: Plan, scheme: Scheme, segments: Sequence[Segment], told: bool) -> int:
+    """Of a context when the question comes; of an answer at its peak."""
+    if told:
+        return held_when_asked(plan, scheme, sum(len(s.ids) for s in segments if s.compress and not s.target))
+    return peak_if_said(plan, scheme, sum(len(s.ids) for s in segments if not s.target))

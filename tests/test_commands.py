@@ -285,7 +285,7 @@ def test_quickstart(ccm: Ccm, toy: Path, adapters: tuple[Path, Path], tmp_path: 
     code, out, err = ccm(*arguments)
     assert code == 0, err
     folder = tmp_path / "result" / "quickstart-smoke"
-    assert all(word in out for word in ("full", "just trained (2 steps)", "shipped", "nothing"))
+    assert all(word in out for word in ("full", "just trained (2 steps)", "shipped", "window ", "nothing"))
     assert (folder / "plot.png").is_file() and (folder / "tally" / "trained" / "adapter" / "ccm.json").is_file()
     assert "1/3" in err and "What to try next" in err and "GB of memory" in err
     rows = {r.name: r for r in records.gather([folder])}

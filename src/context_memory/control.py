@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import mean
-from typing import Any
 
 from context_memory.encode import Encoder
 from context_memory.errors import UserError
+from context_memory.fetch import get
 from context_memory.footprint import as_fed, held_when_asked, peak_if_said
 from context_memory.plan import Plan, layout
 from context_memory.rows import Row, examples_of
@@ -24,13 +24,16 @@ SAMPLE = 100
 """Examples that the size is read off."""
 
 
-def window(row: Row, tokenizer: Any, name: str = "") -> Row:
-    """The sliding window that stands beside `row`.
+def window(row: Row, name: str = "") -> Row:
+    """The sliding window that stands beside `row`; of its model, the tokenizer alone is loaded.
 
     Raises:
         UserError: the row compresses nothing; where its segments end or what it keeps is read off hidden states.
     """
-    scheme, encoder = row.config.make("scheme"), row.config.encoder(tokenizer)
+    from transformers import AutoTokenizer
+
+    scheme = row.config.make("scheme")
+    encoder = row.config.encoder(AutoTokenizer.from_pretrained(get(row.config.model.name)))
     if not (scheme.n_comp or scheme.pools):
         raise UserError(f"--window stands beside a scheme that compresses, got scheme={scheme.name}; leave it out, or name an adapter.")
     if encoder.readers:

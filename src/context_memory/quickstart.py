@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from context_memory import compose, report, rows
+from context_memory import compose, control, report, rows
 from context_memory.adapter import CARD
 from context_memory.config import Config
 from context_memory.errors import UserError
@@ -75,8 +75,8 @@ def run(p: Plan, fresh: bool = False) -> list[Line]:
     if trained.asked:
         raise UserError(f"stopped after {trained.steps} steps, as asked; the same command goes on.")
     assert trained.adapter is not None
-    say(f"[bold]3/3 evaluation[/] on {p.problems} held-out problems, four ways")
-    table = four(p, trained.adapter, trained.steps)
+    say(f"[bold]3/3 evaluation[/] on {p.problems} held-out problems, five ways")
+    table = five(p, trained.adapter, trained.steps)
     with report.bar() as progress:
         records = rows.run(table, p.out / "evaluation", progress=progress)
     lines = report.publish(records, p.out)
@@ -87,13 +87,14 @@ def run(p: Plan, fresh: bool = False) -> list[Line]:
     return lines
 
 
-def four(p: Plan, adapter: Path, steps: int) -> list[rows.Row]:
-    """The rows of the table, all on the same problems."""
+def five(p: Plan, adapter: Path, steps: int) -> list[rows.Row]:
+    """The rows of the table, all on the same problems; the window has as many entries as the shipped adapter, and the same words."""
     model = replace(p.config.model, adapter=str(adapter), attn_implementation="sdpa")
     evaluation = replace(p.config.evaluation, max_samples=p.problems, batch_size=32)
     full, mine, nothing = rows.rows_of(replace(p.config, model=model, evaluation=evaluation))
     theirs = rows.configure([f"model.name={model.name}", f"model.dtype={model.dtype}"], adapter=p.shipped)
-    return [full, replace(mine, name=f"just trained ({steps} steps)"), rows.Row("shipped", theirs), nothing]
+    shipped = rows.Row("shipped", replace(theirs, data=p.config.data, evaluation=evaluation))
+    return [full, replace(mine, name=f"just trained ({steps} steps)"), shipped, control.window(shipped), nothing]
 
 
 def place(relative: str, advice: str) -> Path:

@@ -23,7 +23,9 @@ def evaluate(
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the folder holds and start anew.")] = False,
 ) -> None:
     """Evaluate an adapter, or a scheme that needs none, on a dataset; rows full and nothing beside it."""
-    from context_memory import report, rows
+    from dataclasses import replace
+
+    from context_memory import control, report, rows
 
     given = list(overrides or [])
     given += [f"run_id={run_id}"] if run_id else []
@@ -33,8 +35,9 @@ def evaluate(
     own = rows.sweep(sweep, given, recipe, chosen) if sweep else [(config.scheme["name"], config)]
     if others and config.scheme["name"] in rows.ENDS and not sweep:
         own = []  # the rows that were named are what is asked for
-    own += others
-    table = rows.rows_of(config, [*own, *(_controls(own) if window else [])], ends=not alone)
+    named = [(name, replace(c, data=config.data, evaluation=config.evaluation)) for name, c in [*own, *others]]
+    beside = [control.window(rows.Row(name, c), f"window for {name}" if len(named) > 1 else "") for name, c in named if window]
+    table = rows.rows_of(config, [*named, *((r.name, r.config) for r in beside)], ends=not alone)
     folder = out or _folder(config)
     with report.bar() as progress:
         records = rows.run(table, folder, fresh=fresh, progress=progress)
@@ -60,20 +63,6 @@ def _other(text: str, given: list[str], recipe: str | None):  # type: ignore[no-
     rest = [o for o in given if not o.startswith(("model.adapter=", "scheme", "boundary", "pins"))]
     config = rows.configure(rest, recipe, path)
     return (name if equals else _name(Path(path))), config
-
-
-def _controls(own):  # type: ignore[no-untyped-def]  # list[(name, Config)] -> list[(name, Config)]
-    from transformers import AutoTokenizer
-
-    from context_memory import control, rows
-    from context_memory.fetch import get
-
-    out = []
-    for name, config in own:
-        words = AutoTokenizer.from_pretrained(get(config.model.name))
-        row = control.window(rows.Row(name, config), words, f"window for {name}" if len(own) > 1 else "")
-        out.append((row.name, row.config))
-    return out
 
 
 def _name(adapter: Path) -> str:

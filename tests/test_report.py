@@ -127,8 +127,27 @@ def test_a_full_row_of_another_model_that_is_named(tmp_path: Path, evaluation: P
     assert own[concat]["vs full, points"].startswith("-12.5 [") and own[full]["vs full, points"] == ""
     compare([evaluation], tmp_path / "out", tuned)
     assert "-25.0 [" in (tmp_path / "out" / "table.md").read_text() and "-25.0" in capsys.readouterr().out
-    with pytest.raises(UserError, match="has no row of scheme=full"):
-        compare([evaluation], tmp_path / "out", evaluation / "concat")
+    without = tmp_path / "without"
+    for name in ("concat", "nothing"):
+        written(without / name, name)
+    with pytest.raises(UserError, match="holds concat, nothing and none of them is full; name the folder"):
+        compare([evaluation], tmp_path / "out", without)
+
+
+def test_any_row_may_be_what_others_are_compared_with(tmp_path: Path, evaluation: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A window, say: differences in points and nats under its name, and no share of a gap that it is no end of."""
+    window = written(tmp_path / "window", "window 7", "window", lines([1, 1, 0, 0, 0, 1, 1, 0], 20, 3.0))
+    found = {line.record.name: report.cells(line) for line in report.join(gather([evaluation, window]), gather([window]))}
+    concat = found["concat"]
+    assert concat["vs full, points"].startswith("+25.0 [") and concat["vs full, nats"] == "-0.1000 [-0.1000, -0.1000]"
+    assert concat["of full %"] == "50.0" and concat["gap closed %"] == concat["gap closed, points %"] == ""
+    assert found["window 7"]["vs full, points"] == found["window 7"]["vs full, nats"] == ""
+    compare([evaluation, window], tmp_path / "out", window)
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "vs window 7, points" in text and "vs window 7, nats" in text and "of window 7 %" in text and "vs full" not in text
+    assert "vs window 7, nats" in capsys.readouterr().out
+    compare([evaluation], tmp_path / "own")  # without it, all as before
+    assert "nats" not in (tmp_path / "own" / "table.md").read_text()
 
 
 def test_runs_are_gathered_once_and_told_apart(tmp_path: Path, evaluation: Path) -> None:

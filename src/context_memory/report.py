@@ -1,7 +1,7 @@
 """Tables and plots of evaluated rows: on the terminal, as markdown, as PNG. Every number comes from the rows' predictions.
 
 A row is compared with the `full` row of the same base weights and task adapter, or with one that is named (a fine-tune, the model as it
-was published); where there is none, those columns stay empty.
+was published, a window); where there is none, those columns stay empty.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ from context_memory.records import METRICS, Record
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table: by itself, and against `full`."""
+    """A row of a table: by itself, and against another."""
 
     record: Record
     metrics: Metrics
     versus: Versus | None
     itself: bool = False
     """It is the row that others are compared with."""
+    beside: str = "full"
+    """What that row is called in the heads of columns."""
     faults: dict[str, int] = field(default_factory=dict)
     """Wrong answers by the kind of their first fault."""
 
@@ -58,29 +60,32 @@ def by_depth(records: Sequence[Record]) -> list[Record]:
 
 
 def join(records: Sequence[Record], against: Sequence[Record] = ()) -> list[Line]:
-    """Pair every row with the `full` and `nothing` rows that it can be compared with: of its own model, or the first of `against`."""
+    """Pair every row with the `full` and `nothing` rows that it can be compared with: of its own model, or the first of `against`,
+    whatever its scheme (shares of a gap need a `full` row)."""
     out: list[Line] = []
     named = by_depth(against)
     for r in (records := by_depth(records)):
         keys = {p.key for p in r.lines}
         same = [o for o in records if o.ground == r.ground and keys & {p.key for p in o.lines}]
-        full = next((o for o in named or same if o.scheme == "full" and keys & {p.key for p in o.lines}), None)
-        nothing = next((o for o in same if o.scheme == "nothing"), None)
-        compared = versus(r.lines, full.lines, nothing.lines if nothing else ()) if full is not None else None
+        other = next((o for o in named or [o for o in same if o.scheme == "full"] if keys & {p.key for p in o.lines}), None)
+        ends = other is not None and other.scheme == "full"
+        nothing = next((o for o in same if o.scheme == "nothing" and ends), None)
+        compared = versus(r.lines, other.lines, nothing.lines if nothing else ()) if other is not None else None
         written = [p for p in r.lines if p.reason != "chosen"]  # an option has no equations to be at fault
-        out.append(Line(r, summarise(r.lines, r.kv_bytes), compared, full is not None and full.folder == r.folder, faults(written)))
+        line = Line(r, summarise(r.lines, r.kv_bytes), compared, other is not None and other.folder == r.folder, faults=faults(written))
+        out.append(line if other is None or ends else replace(line, beside=other.name))
     return out
 
 
 QUALITY = (
-    "row", "n", "accuracy %", "vs full, points", "p", "gap closed, points %", "peak KV", "of full %", "NLL", "gap closed %",
-    "memory", "memory %",
+    "row", "n", "accuracy %", "vs full, points", "p", "gap closed, points %", "peak KV", "of full %", "NLL", "vs full, nats",
+    "gap closed %", "memory", "memory %",
 )  # fmt: skip
 COST = ("row", "memory MB", "context", "same text %", "mean KV", "with prompt", "MB", "compressions", "tokens", "cut off %", "tokens/s")
 NOTES: dict[tuple[str, ...], str] = {
     ("peak KV", "mean KV"): "mean over answers of the most (mean KV: of the mean) entries a layer, the prompt not counted",
     ("with prompt",): "the same with the prompt",
-    ("of full %",): "peak KV over that of the full row",
+    ("of full %",): "peak KV over that row's",
     ("gap closed %",): "of the NLL per target token between nothing and full",
     ("gap closed, points %",): "of the accuracy between nothing and full",
     ("memory", "memory %", "memory MB"): "entries a layer (MB: live bytes) held of the context when the question came; %: of its tokens",
@@ -98,14 +103,15 @@ def legend(lines: Sequence[Line]) -> str:
     """What the columns of these tables are."""
     columns = {c for _, names, _ in grids(lines) for c in names}
     depths = ["t: segments of context"] if any(depth_of(line.record.lines[0].id) is not None for line in lines) else []
-    told = [f"{', '.join(c for c in some if c in columns)}: {text}" for some, text in NOTES.items() if columns.intersection(some)]
+    found = [([c for c in some if c in columns], text) for some, text in NOTES.items()]
+    told = [f"{', '.join(heads(some, lines))}: {text}" for some, text in found if some]
     return "; ".join([*told, *depths]) + ("." if told or depths else "")
 
 
 def cells(line: Line) -> dict[str, str]:
     """The texts of a row by column; empty where nothing was measured or nothing can be compared."""
     m, v = line.metrics, line.versus
-    correct, d, g = m.scores.get("correct"), v.difference if v else None, v.gap_closed if v else None
+    correct, d, e, g = m.scores.get("correct"), *((v.difference, v.nll_difference, v.gap_closed) if v else (None,) * 3)
     a, end = v.accuracy_gap_closed if v else None, line.itself or line.record.scheme == "nothing"
     said = m.tokens > 0
     return {
@@ -117,6 +123,7 @@ def cells(line: Line) -> dict[str, str]:
         "peak KV": f"{m.peak_reasoning_kv.mean:.1f}" if m.peak_reasoning_kv else "",
         "of full %": _percent(v.kv_ratio if v else None),
         "NLL": f"{m.nll.mean:.4f} [{m.nll.low:.4f}, {m.nll.high:.4f}]" if m.nll else "",
+        "vs full, nats": f"{e.mean:+.4f} [{e.low:+.4f}, {e.high:+.4f}]" if e and not line.itself and line.beside != "full" else "",
         "gap closed, points %": _interval(a, end=end) if a else "",
         "memory": f"{m.memory_kv.mean:.1f}" if m.memory_kv else "",
         "memory %": _percent(m.memory_kv.mean / m.context_tokens) if m.memory_kv and m.context_tokens else "",
@@ -149,13 +156,19 @@ def grids(lines: Sequence[Line]) -> list[Grid]:
     return [g for g in found if len(g[1]) > 1]
 
 
+def heads(columns: Sequence[str], lines: Sequence[Line]) -> list[str]:
+    """The columns as they are headed: after the row that is compared with, where that is not `full`."""
+    name = next((line.beside for line in lines if line.versus is not None), "full")
+    return [c.replace("vs full", f"vs {name}").replace("of full", f"of {name}") for c in columns]
+
+
 def tables(lines: Sequence[Line]) -> list[Table]:
     """For the terminal."""
     out = []
     for title, columns, rows in grids(lines):
         t = Table(title=title, title_justify="left")
-        for i, column in enumerate(columns):
-            t.add_column(column, justify="right" if i else "left", no_wrap=True)
+        for i, head in enumerate(heads(columns, lines)):
+            t.add_column(head, justify="right" if i else "left", no_wrap=True)
         for row in rows:
             t.add_row(*(row.get(c, "") for c in columns))
         out.append(t)
@@ -164,7 +177,8 @@ def tables(lines: Sequence[Line]) -> list[Table]:
 
 def markdown(lines: Sequence[Line]) -> str:
     """The same for a file, with the commands that made it."""
-    text = "\n".join(markdown_table(columns, [[row.get(c, "") for c in columns] for row in rows]) for _, columns, rows in grids(lines))
+    found = [(heads(columns, lines), [[row.get(c, "") for c in columns] for row in rows]) for _, columns, rows in grids(lines)]
+    text = "\n".join(markdown_table(columns, rows) for columns, rows in found)
     runs = [line.record.run for line in lines]
     commands = list(dict.fromkeys(f"`{r['command']}` (commit {r.get('commit')})" for r in runs))
     return f"{text}\n{legend(lines)}\n\n" + "\n".join(commands) + "\n"

@@ -14,7 +14,8 @@ def compare(
         Path | None, typer.Option(help="Folder for the table and the plots; result/compare/<runs> if not given.")
     ] = None,
     against: Annotated[
-        Path | None, typer.Option(help="An evaluation whose full row all are compared with, whatever their model: a fine-tune, say.")
+        Path | None,
+        typer.Option(help="What all are compared with, whatever their model: an evaluation's full row (a fine-tune), or any single row."),
     ] = None,
 ) -> None:
     """Join evaluations in one table; every row is compared with the full one of its model on the items that both answered."""
@@ -26,8 +27,10 @@ def compare(
     if short := [r for r in found if r.lines and {p.key for p in r.lines} != {p.key for p in found[0].lines}]:
         names = ", ".join(r.name for r in short)
         print(f"note: {names} answered other items than {found[0].name}; rows are compared on the items that both have.")
-    other = [r for r in records.gather([against]) if r.scheme == "full"] if against else []
-    if against and not other:
-        raise UserError(f"--against '{against}' has no row of scheme=full, which is what others are compared with; evaluate one there.")
+    there = records.gather([against]) if against else []
+    other = [r for r in there if r.scheme == "full"] or there
+    if len({r.name for r in other}) > 1:
+        names = ", ".join(r.name for r in other)
+        raise UserError(f"--against '{against}' holds {names} and none of them is full; name the folder of the one to compare with.")
     folder = out or Path("result") / "compare" / slug(" ".join(records.run_name(r) for r in runs))
     report.publish(found, folder, other)

@@ -178,9 +178,9 @@ class Memory(Cache):
         order = rank.sort(dim=1, stable=True).indices[:, :most]
         empty = torch.arange(most, device=order.device) >= counts[:, None]
         for name in (*vars(self.held), "slot"):
-            target = self.slot if name == "slot" else getattr(self.held, name)
+            target, own = (self.slot, self.slot[which]) if name == "slot" else (getattr(self.held, name), getattr(held, name))
             blank = BLANK.get(name, 0)
-            moved = target[which].gather(1, order).masked_fill(empty, blank)
+            moved = own.gather(1, order).masked_fill(empty, blank)
             target[which] = target.new_full((), blank)
             target[which, :most] = moved
         for layer in self.layers if self.layers[0].keys is not None else []:

@@ -300,4 +300,4 @@ def test_what_is_shipped_is_whole_and_has_a_card(name: str) -> None:
     assert card.licence and "unknown" not in card.licence and not non_commercial(card.licence)
     if card.task is not None:
         assert card.task.path == f"../{Path(card.task.path).name}"
-        assert loading._task(SHIPPED / name, card) == (SHIPPED / card.task.path.removeprefix("../"))
+        assert loading.task_of(SHIPPED / name, card) == (SHIPPED / card.task.path.removeprefix("../"))

@@ -58,7 +58,7 @@ def test_a_dry_run_says_what_would_be_trained_and_what_was_dropped(ccm: Ccm, toy
     assert dropped > 5 and f"; {dropped} rows with a wrong final answer dropped" in out
     said = {line.split()[0]: line for line in out.splitlines()}
     assert list(said) == ["run", "model", "parameters", "data", "steps", "time", "memory"]
-    assert "7 updates" in said["steps"] and "scheme Concat" in said["model"]
+    assert "7 updates" in said["steps"] and "scheme concat n_comp=2" in said["model"]
     assert not (tmp_path / "result").exists()
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 import toys
-from context_memory import cli, shelf
+from context_memory import cli, plugins
 from context_memory.adapter import CARD, LORA
-from context_memory.shelf import entries, settings
+from context_memory.plugins import written
+from context_memory.shelf import entries
 
 SHIPPED = Path(__file__).resolve().parents[1] / "adapters"
 
@@ -40,11 +41,11 @@ def test_cards_are_read_aloud(two: Path, made: tuple[Path, Path]) -> None:
 
 
 def test_settings_are_those_that_differ() -> None:
-    assert settings("schemes", {"name": "concat", "n_comp": 2, "recurrent": True, "window": 8}) == "concat n_comp=2 window=8"
-    assert settings("pins", {"name": "numbers", "budget": 3, "once": True}) == "numbers budget=3 once=true"
-    assert settings("pins", {"name": "somebody_elses", "depth": 3}) == "somebody_elses depth=3"
-    long = settings("pins", {"name": "rare", "skip": "so thus then " * 20})
-    assert long.startswith("rare skip=so thus") and len(long) == len("rare ") + shelf.WIDEST
+    assert written("schemes", {"name": "concat", "n_comp": 2, "recurrent": True, "window": 8}) == "concat n_comp=2 window=8"
+    assert written("pins", {"name": "numbers", "budget": 3, "once": True}) == "numbers budget=3 once=true"
+    assert written("pins", {"name": "somebody_elses", "depth": 3}) == "somebody_elses depth=3"
+    long = written("pins", {"name": "rare", "skip": "so thus then " * 20})
+    assert long.startswith("rare skip=so thus") and len(long) == len("rare ") + plugins.WIDEST
 
 
 def test_a_missing_task_adapter_and_a_damaged_file_are_said(two: Path) -> None:

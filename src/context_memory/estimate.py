@@ -53,7 +53,7 @@ def estimate(config: Config) -> str:
     return "\n".join(
         [
             f"run         {run_folder(config)}",
-            f"model       {lm.facts}, {lm.base.dtype}, scheme {lm.scheme}, gate {lm.gate}",
+            f"model       {lm.facts}, {lm.base.dtype}, scheme {lm.scheme.title}, gate {lm.gate}",
             f"parameters  {gate.trainable(lm):,} trained of {sum(p.numel() for p in lm.parameters()):,}",
             f"data        {len(job.schedule.rows):,} examples; {micro:,} micro-batches{about} of some {rows:.1f} rows, "
             f"{raw:,.0f} raw tokens, {labels:,.0f} labels" + "".join(f"; {what}" for what in job.left_out()),

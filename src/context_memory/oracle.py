@@ -44,7 +44,9 @@ class Oracle:
             InputError: a scheme that compresses nothing.
         """
         if not lm.scheme.hides or not lm.scheme.n_comp:
-            raise InputError(f"the oracle measures what compressing costs, and {lm.scheme} compresses nothing; give a compression adapter.")
+            raise InputError(
+                f"the oracle measures what compressing costs, and scheme {lm.scheme.name} compresses nothing; give a compression adapter."
+            )
         n = len(encoder.answer(example))
         places = [e for e in encoder.edges(replace(example, cuts=())) if e < n]
         wanted = min(len(places), max(1, round(n / self.length) - 1))

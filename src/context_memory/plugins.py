@@ -9,7 +9,13 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from functools import cache
+from typing import Any
+
+WIDEST = 40
+"""Characters of a setting that `written` shows; lists of words are longer."""
 
 
 @cache
@@ -49,3 +55,22 @@ def make(folder: str, key: str, /, **settings: object) -> object:
     if unknown := sorted(set(settings) - set(known)):
         raise TypeError(f"{folder}/{key}.py has no setting {', '.join(map(repr, unknown))}; have: {', '.join(known) or 'none'}.")
     return kind(**settings)
+
+
+def written(folder: str, tree: Mapping[str, Any]) -> str:
+    """A plug-in as it is typed: its name and the settings that differ from their defaults; the number of comp tokens where there are some.
+
+    >>> written("schemes", {"name": "concat", "n_comp": 2, "window": 44, "lag": 0})
+    'concat n_comp=2 window=44'
+    """
+    try:
+        usual = {f.name: f.default for f in fields(find(folder, tree["name"]))}
+    except LookupError:  # a plug-in of somebody else's, which is not here
+        usual = {}
+    own = {k: v for k, v in tree.items() if k != "name" and (v != usual.get(k, MISSING) or (k == "n_comp" and v))}
+    return " ".join([tree["name"], *(_typed(k, v) for k, v in own.items())])
+
+
+def _typed(key: str, value: Any) -> str:
+    text = f"{key}={str(value).lower() if isinstance(value, bool) else value}"
+    return text if len(text) <= WIDEST else f"{text[: WIDEST - 3]}..."

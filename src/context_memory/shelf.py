@@ -1,15 +1,14 @@
 """What adapters lie in a folder, as their cards say: for which model, what they keep, what has to lie beside them.
 
-Settings are written as they are typed: `scheme.n_comp=2` stands as `n_comp=2` behind the scheme's name. Those at their defaults are left
-out, but for the number of comp tokens.
+Settings are written as they are typed (`plugins.written`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from context_memory import plugins
 from context_memory.adapter import CARD, read_card
@@ -18,10 +17,6 @@ from context_memory.loading import task_of
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-WIDEST = 40
-"""Characters of a setting that are shown; lists of words are longer."""
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -78,30 +73,15 @@ def _entry(folder: Path) -> Entry:
     return Entry(
         str(folder),
         base=card.base.name,
-        scheme="task adapter" if card.is_task else settings("schemes", card.scheme),
-        boundary=settings("boundaries", card.boundary),
-        pins=", ".join(settings("pins", {**own, "name": name}) for name, own in card.pins.items()),
+        scheme="task adapter" if card.is_task else plugins.written("schemes", card.scheme),
+        boundary=plugins.written("boundaries", card.boundary),
+        pins=", ".join(plugins.written("pins", {**own, "name": name}) for name, own in card.pins.items()),
         data="+".join(data.get("parts") or [data.get("name", "")]),
         task=task,
         licence=card.licence,
         megabytes=size,
         trouble=trouble,
     )
-
-
-def settings(folder: str, tree: dict[str, Any]) -> str:
-    """A plug-in with what differs from its defaults: `concat n_comp=1 window=44`."""
-    try:
-        usual = {f.name: f.default for f in fields(plugins.find(folder, tree["name"]))}
-    except LookupError:  # a plug-in of somebody else's, which is not here
-        usual = {}
-    own = {k: v for k, v in tree.items() if k == "n_comp" or (k != "name" and v != usual.get(k, MISSING))}
-    return " ".join([tree["name"], *(_typed(k, v) for k, v in own.items())])
-
-
-def _typed(key: str, value: Any) -> str:
-    text = f"{key}={str(value).lower() if isinstance(value, bool) else value}"
-    return text if len(text) <= WIDEST else f"{text[: WIDEST - 3]}..."
 
 
 def table(found: Sequence[Entry], title: str = "") -> Table:

@@ -106,7 +106,7 @@ class Talk:
             self.out.print(table)
         whole = memory.raw[0] * self.session.lm.kv_bytes
         self.say(
-            f"{self.session.lm.scheme}: {memory.raw[0]:,} tokens so far are {memory.tokens:,} entries a layer, "
+            f"{self.session.lm.scheme.title}: {memory.raw[0]:,} tokens so far are {memory.tokens:,} entries a layer, "
             f"{memory.nbytes() / 1e6:.2f} MB; uncompressed they would be {whole / 1e6:.2f} MB"
         )
 

@@ -54,7 +54,7 @@ def chat(
     talk = Talk(session, terminal(), Console(stderr=True))
     forgets = "what the scheme does not keep of a turn is forgotten" if lm.scheme.hides else "nothing is compressed; that takes --adapter"
     what = "every turn is compressed" if lm.scheme.n_comp else forgets
-    talk.say(f"{config.model.name}, {lm.scheme}: {what}. /help lists the commands, Ctrl-D leaves.")
+    talk.say(f"{config.model.name}, {lm.scheme.title}: {what}. /help lists the commands, Ctrl-D leaves.")
     if open_ is not None:
         talk.open(str(open_))
     with _remembered(history) if sys.stdin.isatty() else _piped():

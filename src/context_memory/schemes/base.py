@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from context_memory import plugins
 from context_memory.errors import InputError
 from context_memory.plan import RAW, Tokens
 from context_memory.text import Segment
@@ -48,6 +49,11 @@ class Scheme(ABC):
     @property
     def name(self) -> str:
         return type(self).__module__.rsplit(".", 1)[-1]
+
+    @property
+    def title(self) -> str:
+        """As it is typed: `concat n_comp=2 window=44`."""
+        return plugins.written("schemes", {"name": self.name, **vars(self)})
 
     @property
     def hides(self) -> bool:

@@ -18,6 +18,7 @@ from context_memory.loading import task_of
 if TYPE_CHECKING:
     from rich.table import Table
 
+
 @dataclass(frozen=True)
 class Entry:
     """An adapter folder in words."""
@@ -76,7 +77,7 @@ def _entry(folder: Path) -> Entry:
         scheme="task adapter" if card.is_task else plugins.written("schemes", card.scheme),
         boundary=plugins.written("boundaries", card.boundary),
         pins=", ".join(plugins.written("pins", {**own, "name": name}) for name, own in card.pins.items()),
-        data="+".join(data.get("parts") or [data.get("name", "")]),
+        data=", ".join(data.get("parts") or [data.get("name", "")]),
         task=task,
         licence=card.licence,
         megabytes=size,
@@ -98,5 +99,5 @@ def table(found: Sequence[Entry], title: str = "") -> Table:
     for e in found:
         name = e.folder + (f"\n  on top of {e.task}" if e.task else "")
         what = f"[red]{escape(e.trouble)}[/red]" if e.trouble else "; ".join((e.scheme, e.boundary, e.pins))
-        out.add_row(name, what, e.data.replace("+", ", "), f"{e.megabytes:.1f}")
+        out.add_row(name, what, e.data, f"{e.megabytes:.1f}")
     return out

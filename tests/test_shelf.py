@@ -11,7 +11,7 @@ import pytest
 import toys
 from context_memory import cli, plugins
 from context_memory.adapter import CARD, LORA
-from context_memory.plugins import written
+from context_memory.plugins import title
 from context_memory.shelf import entries
 
 SHIPPED = Path(__file__).resolve().parents[1] / "adapters"
@@ -41,10 +41,10 @@ def test_cards_are_read_aloud(two: Path, made: tuple[Path, Path]) -> None:
 
 
 def test_settings_are_those_that_differ() -> None:
-    assert written("schemes", {"name": "concat", "n_comp": 2, "recurrent": True, "window": 8}) == "concat n_comp=2 window=8"
-    assert written("pins", {"name": "numbers", "budget": 3, "once": True}) == "numbers budget=3 once=true"
-    assert written("pins", {"name": "somebody_elses", "depth": 3}) == "somebody_elses depth=3"
-    long = written("pins", {"name": "rare", "skip": "so thus then " * 20})
+    assert title("schemes", {"name": "concat", "n_comp": 2, "recurrent": True, "window": 8}) == "concat n_comp=2 window=8"
+    assert title("pins", {"name": "numbers", "budget": 3, "once": True}) == "numbers budget=3 once=true"
+    assert title("pins", {"name": "somebody_elses", "depth": 3}) == "somebody_elses depth=3"
+    long = title("pins", {"name": "rare", "skip": "so thus then " * 20})
     assert long.startswith("rare skip=so thus") and len(long) == len("rare ") + plugins.WIDEST
 
 

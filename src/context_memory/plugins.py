@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 WIDEST = 40
-"""Characters of a setting that `written` shows; lists of words are longer."""
+"""Characters of a setting that `title` shows; lists of words are longer."""
 
 
 @cache
@@ -57,10 +57,10 @@ def make(folder: str, key: str, /, **settings: object) -> object:
     return kind(**settings)
 
 
-def written(folder: str, tree: Mapping[str, Any]) -> str:
-    """A plug-in as it is typed: its name and the settings that differ from their defaults; the number of comp tokens where there are some.
+def title(folder: str, tree: Mapping[str, Any]) -> str:
+    """A plug-in for people: its name and the settings that differ from their defaults; the number of comp tokens where there are some.
 
-    >>> written("schemes", {"name": "concat", "n_comp": 2, "window": 44, "lag": 0})
+    >>> title("schemes", {"name": "concat", "n_comp": 2, "window": 44, "lag": 0})
     'concat n_comp=2 window=44'
     """
     try:
@@ -68,9 +68,9 @@ def written(folder: str, tree: Mapping[str, Any]) -> str:
     except LookupError:  # a plug-in of somebody else's, which is not here
         usual = {}
     own = {k: v for k, v in tree.items() if k != "name" and (v != usual.get(k, MISSING) or (k == "n_comp" and v))}
-    return " ".join([tree["name"], *(_typed(k, v) for k, v in own.items())])
+    return " ".join([tree["name"], *(_short(k, v) for k, v in own.items())])
 
 
-def _typed(key: str, value: Any) -> str:
+def _short(key: str, value: Any) -> str:
     text = f"{key}={str(value).lower() if isinstance(value, bool) else value}"
     return text if len(text) <= WIDEST else f"{text[: WIDEST - 3]}..."

@@ -1,7 +1,4 @@
-"""What adapters lie in a folder, as their cards say: for which model, what they keep, what has to lie beside them.
-
-Settings are written as they are typed (`plugins.written`).
-"""
+"""What adapters lie in a folder, as their cards say: for which model, what they keep, what has to lie beside them."""
 
 from __future__ import annotations
 
@@ -74,9 +71,9 @@ def _entry(folder: Path) -> Entry:
     return Entry(
         str(folder),
         base=card.base.name,
-        scheme="task adapter" if card.is_task else plugins.written("schemes", card.scheme),
-        boundary=plugins.written("boundaries", card.boundary),
-        pins=", ".join(plugins.written("pins", {**own, "name": name}) for name, own in card.pins.items()),
+        scheme="task adapter" if card.is_task else plugins.title("schemes", card.scheme),
+        boundary=plugins.title("boundaries", card.boundary),
+        pins=", ".join(plugins.title("pins", {**own, "name": name}) for name, own in card.pins.items()),
         data=", ".join(data.get("parts") or [data.get("name", "")]),
         task=task,
         licence=card.licence,

@@ -52,8 +52,8 @@ class Scheme(ABC):
 
     @property
     def title(self) -> str:
-        """As it is typed: `concat n_comp=2 window=44`."""
-        return plugins.written("schemes", {"name": self.name, **vars(self)})
+        """For people: `concat n_comp=2 window=44`."""
+        return plugins.title("schemes", {"name": self.name, **vars(self)})
 
     @property
     def hides(self) -> bool:

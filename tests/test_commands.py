@@ -186,6 +186,27 @@ def test_evaluate_and_compare(ccm: Ccm, toy: Path, adapters: tuple[Path, Path], 
     assert (folder / "other" / "metrics.json").exists()
 
 
+def test_a_recipe_stands_for_what_it_trains(ccm: Ccm, toy: Path, adapters: tuple[Path, Path], tmp_path: Path) -> None:
+    """Before: its task adapter is found, and is no compression adapter. After: what it trained, or another scheme on the same model."""
+    model = f"{{name: {toy}, adapter: {adapters[0]}, dtype: float32, lora_r: 2}}"
+    scheme = "scheme: {name: concat, n_comp: 1}\nboundary: {name: every, n: 9}"
+    (tmp_path / "mine.yaml").write_text(f"model: {model}\n{scheme}\ntraining: {{max_steps: 1, eval_samples: 0}}\nrun_id: mine\n")
+    common = ("--recipe", "mine.yaml", "data=tally", "data.max_steps=4", "data.train=40", "evaluation.generate=false", *SMALL)
+    code, _, err = ccm("evaluate", *common)
+    assert code == 2 and "task' is a task adapter" in err, err
+    code, _, err = ccm("train", "--recipe", "mine.yaml", "data=tally", "data.max_steps=4", "data.train=40", "--no_wandb")
+    assert code == 0, err
+    code, _, err = ccm("evaluate", *common, "--alone")
+    assert code == 0, err
+    code, _, err = ccm("evaluate", *common, "--alone", "scheme=window", "scheme.size=12")
+    assert code == 0, err
+    rows = {r.name: r.settings for r in records.gather([tmp_path / "result" / "tally" / "mine" / "evaluation"])}
+    assert set(rows) == {"concat", "window"} and rows["concat"]["adapter"] and rows["concat"]["task"] == rows["window"]["task"]
+    assert rows["concat"]["task"]
+    code, _, err = ccm("generate", "How many?", "--recipe", "mine.yaml", "generation.max_new_tokens=12")
+    assert (code, "[concat: " in err) == (0, True), err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

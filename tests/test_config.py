@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from context_memory import boundaries, cli, plugins
-from context_memory.compose import load, read_recipe
+from context_memory.compose import load
 from context_memory.config import FOLDERS, Config
 from context_memory.errors import UserError
+from context_memory.overrides import read_recipe
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
 

@@ -1,4 +1,4 @@
-"""`key=value` and recipes -> `Config`, through Hydra's compose API. A person's slip is a `UserError` that says what there is.
+"""Overrides and recipes -> `Config`, through Hydra's compose API. A person's slip is a `UserError` that says what there is.
 
 Only the plug-ins that are chosen are imported: a broken or optional one harms nobody else.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import typing
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import Any
 from context_memory import plugins
 from context_memory.config import FOLDERS, PLAIN, Config, DataExtras
 from context_memory.errors import UserError
+from context_memory.overrides import choices, said
 
 FIRST: dict[str, list[str]] = {"data": ["tally"], "scheme": ["concat"], "boundary": ["newline"], "pins": ["prompt"]}
 """What a group is where nobody chooses."""
@@ -48,120 +48,11 @@ def load(overrides: Sequence[str] = (), recipe: str | Path | None = None) -> Con
     Raises:
         UserError: an unknown key, value, plug-in or recipe; the message names it and says what there is.
     """
-    given = [_plain(o) for o in overrides]
-    chosen = choices(given)
-    first = [o for o in read_recipe(recipe) if not _left_behind(o, chosen)] if recipe else []
-    every = [*first, *given]
-    groups = {**FIRST, **choices(first), **chosen}
-    tree = _compose(every, groups)
+    every = said(overrides, recipe)
+    tree = _compose(every, {**FIRST, **choices(every)})
     config = Config.from_dict(tree)
     _check(config)
     return config
-
-
-def read_recipe(path: str | Path) -> list[str]:
-    """A recipe is a YAML file of the same tree; `scheme: concat`, or `scheme: {name: concat, n_comp: 2}`. As overrides. One that says
-    `from: other.yaml` has what that recipe beside it says, but for what it says itself."""
-    import yaml
-
-    file = Path(path)
-    if not file.is_file():
-        found = (
-            ", ".join(sorted(p.name for p in (file.parent if file.parent.is_dir() else Path("recipes")).glob("*.yaml"))) or "none"
-        )
-        raise UserError(f"no recipe at '{path}'; there are: {found}.")
-    try:
-        tree = yaml.safe_load(file.read_text()) or {}
-    except yaml.YAMLError as e:
-        raise UserError(f"recipe '{path}' is not YAML: {e}") from e
-    if not isinstance(tree, dict):
-        raise UserError(f"recipe '{path}' must be a mapping of groups and settings, got {type(tree).__name__}.")
-    source = tree.pop("from", None)
-    out: list[str] = []
-    for key, value in tree.items():
-        if key == "pins" and isinstance(value, dict):
-            out += [
-                f"pins=[{','.join(value)}]",
-                *(f"pins.{n}.{k}={written(v)}" for n, s in value.items() for k, v in (s or {}).items()),
-            ]
-        elif isinstance(value, dict):
-            out += [f"{key}={v}" if k == "name" and key in FOLDERS else f"{key}.{k}={written(v)}" for k, v in value.items()]
-        else:
-            out.append(f"{key}={written(value)}")
-    if source is None:
-        return out
-    if file.parent / source == file:
-        raise UserError(f"recipe '{path}' says from: itself; name another one.")
-    own = choices(out)
-    return [*(o for o in read_recipe(file.parent / source) if not _left_behind(o, own)), *out]
-
-
-def axis(override: str) -> list[str]:
-    """An override with several values, separated as in Hydra's own sweeps, one by one: `boundary=newline,rules`,
-    `pins=[prompt],[prompt,results]`, `boundary.n=range(8,32,8)`.
-
-    Raises:
-        UserError: not `key=value,value`.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        parsed = OverridesParser.create().parse_override(override)
-    except HydraException as e:
-        raise UserError(f"--sweep '{override}' is not key=value,value: {str(e).splitlines()[0]}") from e
-    if not parsed.is_sweep_override():
-        raise UserError(f"--sweep '{override}' needs several values with commas between them, as in --sweep boundary=newline,rules.")
-    return [f"{parsed.key_or_group}={value}" for value in parsed.sweep_string_iterator()]
-
-
-def written(value: object) -> str:
-    """A value as an override has it."""
-    if isinstance(value, list):
-        return "[" + ",".join(map(str, value)) + "]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{k}:{written(v)}" for k, v in value.items()) + "}"
-    return "null" if value is None else json.dumps(value) if isinstance(value, str) else str(value)
-
-
-def _plain(override: str) -> str:
-    key, equals, value = override.partition("=")
-    if not equals:
-        raise UserError(f"'{override}' is not an override; write key=value, as in training.max_steps=500.")
-    return f"model.name={value}" if key == "model" else f"{key.removeprefix('--')}={value}"
-
-
-def is_override(argument: str) -> bool:
-    """`key=value` with a key of the configuration; `x = 3` is text."""
-    key, equals, _ = argument.partition("=")
-    return bool(equals) and key.split(".")[0] in {f.name for f in dataclasses.fields(Config)}
-
-
-def choices(overrides: Sequence[str]) -> dict[str, list[str]]:
-    """Which plug-ins the overrides choose, group by group.
-
-    Raises:
-        UserError: a mapping, as recipes have it.
-
-    >>> choices(["scheme=concat", "scheme.n_comp=2", "pins=[prompt,sink]"])
-    {'scheme': ['concat'], 'pins': ['prompt', 'sink']}
-    """
-    out: dict[str, list[str]] = {}
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key in FOLDERS:
-            if value.lstrip().startswith("{"):
-                shown = "pins=[sink,rare] pins.rare.budget=2" if key == "pins" else "scheme=concat scheme.n_comp=2"
-                raise UserError(f"{key}={value}: a plug-in is named, and its settings are said one by one, as in {shown}.")
-            names = value.strip().removeprefix("[").removesuffix("]").split(",")
-            out[key] = [n.strip().strip("'\"") for n in names if n.strip()]
-    return out
-
-
-def _left_behind(override: str, chosen: Mapping[str, list[str]]) -> bool:
-    """Whether a recipe's setting belongs to a plug-in that the command line replaces."""
-    group = override.partition("=")[0].split(".")[0]
-    return group in chosen
 
 
 def _compose(overrides: Sequence[str], groups: Mapping[str, list[str]]) -> dict[str, Any]:
@@ -281,10 +172,10 @@ def _explain(error: Exception, settings: Sequence[str]) -> str:
 def _check(config: Config) -> None:
     """Raises UserError for a value that is not among the choices or too small."""
     tree = config.to_dict()
-    for key, choices in CHOICES.items():
+    for key, allowed in CHOICES.items():
         group, name = key.split(".")
-        if (value := tree[group][name]) not in choices:
-            raise UserError(f"{key} must be one of {', '.join(choices)}; got '{value}'.")
+        if (value := tree[group][name]) not in allowed:
+            raise UserError(f"{key} must be one of {', '.join(allowed)}; got '{value}'.")
     for key, least in AT_LEAST.items():
         group, name = key.split(".")
         if (value := tree[group].get(name)) is not None and value < least:

@@ -24,7 +24,9 @@ from context_memory.errors import UserError
 from context_memory.evaluate import Settings, evaluate
 from context_memory.loading import accelerator, load
 from context_memory.model import CompressedLM
+from context_memory.overrides import adapter_of, axis, choices, said, written
 from context_memory.records import Record, read
+from context_memory.schemes.base import Scheme
 from context_memory.text import Example
 
 ENDS = ("full", "nothing")
@@ -50,8 +52,8 @@ class Row:
 def brought(adapter: str | Path, overrides: Sequence[str] = ()) -> list[str]:
     """The configuration that an adapter brings along, as overrides: all but what belongs to plug-ins that another takes the place of."""
     tree = folders.read_card(adapter).config
-    chosen = compose.choices(overrides)
-    out = [f"model.{k}={compose.written(tree['model'][k])}" for k in BROUGHT if k in tree.get("model", {})]
+    chosen = choices(overrides)
+    out = [f"model.{k}={written(tree['model'][k])}" for k in BROUGHT if k in tree.get("model", {})]
     for group in FOLDERS:
         settings = tree.get(group) or {}
         names = chosen.get(group)
@@ -59,10 +61,10 @@ def brought(adapter: str | Path, overrides: Sequence[str] = ()) -> list[str]:
             continue
         if group == "pins":
             out += [f"pins=[{','.join(settings)}]"] if names is None else []
-            out += [f"pins.{n}.{k}={compose.written(v)}" for n, s in settings.items() if names is None or n in names for k, v in s.items()]
+            out += [f"pins.{n}.{k}={written(v)}" for n, s in settings.items() if names is None or n in names for k, v in s.items()]
         elif names in (None, [settings["name"]]):
             out.append(f"{group}={settings['name']}")
-            out += [f"{group}.{k}={compose.written(v)}" for k, v in settings.items() if k != "name"]
+            out += [f"{group}.{k}={written(v)}" for k, v in settings.items() if k != "name"]
     return out
 
 
@@ -72,23 +74,34 @@ def configure(overrides: Sequence[str], recipe: str | None = None, adapter: str 
     Raises:
         UserError: see `compose.load`; no such adapter.
     """
-    first = compose.read_recipe(recipe) if recipe else []
-    every = [*first, *overrides]
-    named = [v for o in every for k, _, v in [o.partition("=")] if k == "model.adapter" and v not in ("null", "")]
-    adapter = adapter or (named[-1] if named else None)
+    every = said(overrides, recipe)
+    adapter = adapter or adapter_of(every)
     if adapter is None:
         return compose.load(overrides, recipe)
     rest = [o for o in every if not o.startswith("model.adapter=")]
-    return compose.load([*brought(adapter, every), *rest, f"model.adapter={compose.written(str(adapter))}"])
+    return compose.load([*brought(adapter, every), *rest, f"model.adapter={written(str(adapter))}"])
+
+
+def trained(overrides: Sequence[str], recipe: str | None = None) -> Path | None:
+    """The adapter that a training of this run_id, or of this recipe, has left; none where the overrides name one or need none.
+
+    Raises:
+        UserError: see `compose.load`.
+    """
+    if any(o.startswith(("model.adapter=", "scheme=full", "scheme=nothing")) for o in overrides):
+        return None
+    config = compose.load(overrides, recipe)
+    place = config.home() / (config.run_id or "") / "adapter"
+    return place if config.run_id and place.is_dir() else None
 
 
 def sweep(axes: Sequence[str], overrides: Sequence[str], recipe: str | None, adapter: str | Path | None) -> list[tuple[str, Config]]:
     """A row for every combination of values, `["boundary=newline,rules", "pins=[prompt],[prompt,results]"]`, named after them.
 
     Raises:
-        UserError: a setting that all rows of a table share; see also `compose.axis` and `configure`.
+        UserError: a setting that all rows of a table share; see also `overrides.axis` and `configure`.
     """
-    values = [compose.axis(a) for a in axes]
+    values = [axis(a) for a in axes]
     if shared := [a for a in axes if a.partition("=")[0].split(".")[0] not in OWN]:
         raise UserError(f"--sweep '{shared[0]}': the rows of a table differ in {', '.join(OWN)} and share all else; evaluate twice.")
     return [(_called(point), configure([*overrides, *point], recipe, adapter)) for point in itertools.product(*values)]
@@ -116,23 +129,33 @@ def rows_of(config: Config, named: Sequence[tuple[str, Config]] = (), ends: bool
     return out
 
 
-def load_row(config: Config) -> CompressedLM:
-    """The model of a row.
+def scheme_of(config: Config) -> Scheme:
+    """The scheme of a row that there are weights for.
 
     Raises:
-        UserError: a scheme with comp tokens and no compression adapter; see also `loading.load`.
+        UserError: a scheme with comp tokens and no compression adapter; see also `adapter.read_card`.
     """
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # a second bar within ours
-    m, scheme = config.model, config.make("scheme")
-    card = folders.read_card(m.adapter) if m.adapter else None
+    adapter, scheme = config.model.adapter, config.make("scheme")
+    card = folders.read_card(adapter) if adapter else None
     if scheme.n_comp and (card is None or card.is_task):
-        what = f"'{m.adapter}' is a task adapter" if card else "no adapter was given"
+        what = f"'{adapter}' is a task adapter" if card else "no adapter was given"
         raise UserError(
             f"scheme '{scheme.name}' needs a compression adapter and {what}; give one, model.adapter=FOLDER, "
             f"or train one: ccm train scheme={scheme.name}. (Schemes without comp tokens, such as full, need none.)"
         )
+    return scheme
+
+
+def load_row(config: Config) -> CompressedLM:
+    """The model of a row.
+
+    Raises:
+        UserError: see `scheme_of` and `loading.load`.
+    """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a second bar within ours
+    m, scheme = config.model, scheme_of(config)
     try:
         return load(
             m.name, m.adapter, scheme=scheme, dtype=m.dtype, attn_implementation=m.attn_implementation, device=accelerator()
@@ -151,7 +174,13 @@ def examples_of(config: Config, depths: Sequence[int] | None = None) -> list[Exa
 def run(
     rows: Sequence[Row], folder: Path, *, fresh: bool = False, progress: Progress | None = None, notes: dict[str, Any] | None = None
 ) -> list[Record]:
-    """Evaluate every row on the data of the first one; each has its folder under `folder`."""
+    """Evaluate every row on the data of the first one; each has its folder under `folder`.
+
+    Raises:
+        UserError: see `scheme_of`, before any row is run, and `evaluate.evaluate`.
+    """
+    for row in rows:
+        scheme_of(row.config)
     first = rows[0].config
     e = first.evaluation
     examples, dataset = examples_of(first, e.depths), first.dataset()

@@ -48,7 +48,7 @@ def chat(
     adapted = adapter or recipe or any(o.startswith("model.adapter=") for o in given)
     chosen = adapted or any(o.startswith("scheme=") for o in given)
     usual = ([] if chosen else ["scheme=full"]) + ([] if adapted else ["boundary=turn"])
-    config = rows.configure([*usual, *given], recipe, adapter)
+    config = rows.configure([*usual, *given], recipe, adapter or rows.trained(given, recipe))
     lm, g = rows.load_row(config), config.generation
     session = Session(lm, config.encoder(lm.tokenizer), settings=Settings(g.max_new_tokens, g.temperature, g.top_p, g.seed))
     talk = Talk(session, terminal(), Console(stderr=True))

@@ -22,14 +22,17 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder to write to, instead of result/<data>/<run_id>/evaluation.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the folder holds and start anew.")] = False,
 ) -> None:
-    """Evaluate an adapter, or a scheme that needs none, on a dataset; rows full and nothing beside it."""
+    """Evaluate an adapter, or a scheme that needs none, on a dataset; rows full and nothing beside it.
+
+    With --recipe or --run_id alone: the adapter that ccm train made of it.
+    """
     from dataclasses import replace
 
     from context_memory import control, report, rows
 
     given = list(overrides or [])
     given += [f"run_id={run_id}"] if run_id else []
-    chosen = adapter or _trained(given, recipe)
+    chosen = adapter or rows.trained(given, recipe)
     config = rows.configure(given, recipe, chosen)
     others = [_other(text, given, recipe) for text in row or []]
     own = rows.sweep(sweep, given, recipe, chosen) if sweep else [(config.scheme["name"], config)]
@@ -42,18 +45,6 @@ def evaluate(
     with report.bar() as progress:
         records = rows.run(table, folder, fresh=fresh, progress=progress)
     report.publish(records, folder)
-
-
-def _trained(given: list[str], recipe: str | None) -> Path | None:
-    """The adapter that a training of this run_id has left, if no adapter is named."""
-    from context_memory.compose import load
-    from context_memory.train import run_folder
-
-    if any(o.startswith(("model.adapter=", "scheme=full", "scheme=nothing")) for o in given) or recipe:
-        return None
-    config = load(given)
-    place = run_folder(config) / "adapter"
-    return place if config.run_id and place.is_dir() else None
 
 
 def _other(text: str, given: list[str], recipe: str | None):  # type: ignore[no-untyped-def]  # (name, Config)

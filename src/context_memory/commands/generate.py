@@ -24,7 +24,7 @@ def generate(
 
     given = list(overrides or [])
     chosen = adapter or recipe or any(o.startswith(("model.adapter=", "scheme=")) for o in given)
-    config = rows.configure(given if chosen else [*given, "scheme=full"], recipe, adapter)
+    config = rows.configure(given if chosen else [*given, "scheme=full"], recipe, adapter or rows.trained(given, recipe))
     if not question.strip():
         raise UserError("the question is empty; ask something.")
     lm, g = rows.load_row(config), config.generation

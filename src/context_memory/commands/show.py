@@ -21,8 +21,9 @@ def show(
 ) -> None:
     r"""Draw who sees whom. ab|c|d: a cell a letter, | ends a segment. Words: tokens, cut by boundary=...; \n is a new line."""
     from context_memory import pictures
-    from context_memory.compose import is_override, load
+    from context_memory.compose import load
     from context_memory.errors import UserError
+    from context_memory.overrides import is_override
     from context_memory.plan import layout
     from context_memory.report import terminal
     from context_memory.show import draw

@@ -41,10 +41,10 @@ def stream(
     with as many entries, and the full context of the first tokens. Positions count within the cache, so a text may be of any length.
     Of an adapter's pins the sink alone is kept."""
     from context_memory import report, rows, stream_report, streaming
-    from context_memory.compose import is_override
     from context_memory.data._files import text_of
     from context_memory.data._hub import book
     from context_memory.errors import UserError
+    from context_memory.overrides import is_override
     from context_memory.stream import Settings
 
     given = [a for a in arguments or [] if is_override(a)]

@@ -20,7 +20,7 @@ test: .venv
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
 
 lint: .venv
-	@failed=0; $(BIN)/ruff check . || failed=1; $(BIN)/mypy || failed=1; exit $$failed
+	@failed=0; $(BIN)/ruff check . || failed=1; $(BIN)/ruff format --check -q . || failed=1; $(BIN)/mypy || failed=1; exit $$failed
 
 quickstart: .venv
 	$(BIN)/ccm quickstart $(ARGS)

@@ -158,9 +158,7 @@ def test_stock_peft_reads_a_task_adapter(toy: Path, made: tuple[Path, Path]) -> 
 
 
 def test_stock_peft_reads_a_compression_adapter(toy: Path, made: tuple[Path, Path]) -> None:
-    base = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(toy, dtype=torch.float32), str(made[0])
-    ).merge_and_unload()
+    base = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(toy, dtype=torch.float32), str(made[0])).merge_and_unload()
     stock = PeftModel.from_pretrained(base, str(made[1])).eval()
     everywhere, gated = (load(str(toy), made[1], dtype="float32", gate=gate) for gate in ("all", "comp"))
     with torch.no_grad():
@@ -202,9 +200,7 @@ def test_the_licence_of_the_data_goes_along(settings: list[str], licence: str, f
 
 def test_an_adapter_of_another_model_is_refused(toy: Path, made: tuple[Path, Path], tmp_path: Path) -> None:
     other = toys.folder(tmp_path / "other-llama", seed=1)
-    with pytest.raises(
-        UserError, match=r"was trained on 'toy-llama' .*, weights .*, got 'other-llama' .*: same shape, other numbers"
-    ):
+    with pytest.raises(UserError, match=r"was trained on 'toy-llama' .*, weights .*, got 'other-llama' .*: same shape, other numbers"):
         load(str(other), made[0])
     model = AutoModelForCausalLM.from_pretrained(other)
     model.model.layers = model.model.layers[:1]

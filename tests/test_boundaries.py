@@ -91,7 +91,7 @@ def test_newline_guards_against_a_line_that_never_ends() -> None:
 
 
 def test_a_sentence_ends_with_its_stop_but_a_decimal_point_is_none() -> None:
-    words = ("It", " cost", " 3", ".", "5", " euros", ".", " \"", "Why", "?\"", " he", "\n", "asked", " 7", "!", "\n", " Mr", " A")
+    words = ("It", " cost", " 3", ".", "5", " euros", ".", ' "', "Why", '?"', " he", "\n", "asked", " 7", "!", "\n", " Mr", " A")
     parts = Sentence().split(range(len(words)), words.__getitem__)
     told = ["".join(words[i] for i in part) for part in parts]
     assert told == ["It cost 3.5 euros.", ' "Why?"', " he\n", "asked 7!", "\n Mr A"]

@@ -80,9 +80,7 @@ def test_the_command_line_says_it_and_exits_with_2(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", "scheme=sum"])
     said = capsys.readouterr()
-    assert (
-        stop.value.code == 2 and said.err.startswith("error: scheme=sum: no scheme called 'sum'") and "Traceback" not in said.err
-    )
+    assert stop.value.code == 2 and said.err.startswith("error: scheme=sum: no scheme called 'sum'") and "Traceback" not in said.err
 
 
 @pytest.mark.parametrize("group", sorted(FOLDERS))

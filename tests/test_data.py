@@ -112,17 +112,13 @@ def test_tally_problems_are_made_when_asked_for() -> None:
         problems[10**9]
 
 
-@pytest.mark.parametrize(
-    "settings", [{"min_steps": 5, "max_steps": 4}, {"max_steps": 13}, {"distractors": 99}, {"distractors": -1}]
-)
+@pytest.mark.parametrize("settings", [{"min_steps": 5, "max_steps": 4}, {"max_steps": 13}, {"distractors": 99}, {"distractors": -1}])
 def test_tally_refuses_settings_that_cannot_be(settings: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="tally"):
         Tally(**settings)
 
 
-PLAIN = [
-    {"question": f"What is {i} + 1?", "answer": f"It is {i} + 1 = <<{i}+1={i + 1}>>{i + 1}.\n#### {i + 1}"} for i in range(200)
-]
+PLAIN = [{"question": f"What is {i} + 1?", "answer": f"It is {i} + 1 = <<{i}+1={i + 1}>>{i + 1}.\n#### {i + 1}"} for i in range(200)]
 
 
 def write(path: Path, rows: list[dict[str, str]]) -> Path:
@@ -163,9 +159,7 @@ def test_gsm8k_annotations_become_cuts_and_wrong_ones_are_dropped(tmp_path: Path
         "answer": "6",
     }
     wrong = right | {"question": "2 + 2 + 3?", "answer": "7"}
-    rows = [dict(right, question=f"{right['question']} ({i})") for i in range(20)] + [
-        dict(wrong, question=f"{i}") for i in range(20)
-    ]
+    rows = [dict(right, question=f"{right['question']} ({i})") for i in range(20)] + [dict(wrong, question=f"{i}") for i in range(20)]
     data = Gsm8k(path=str(write(tmp_path / "annotated.jsonl", rows)))
     kept = [e for split in SPLITS for e in data.examples(split)]
     assert len(kept) == 20

@@ -129,9 +129,7 @@ class Letters:
         return "".join(chr(32 + i) for i in ids)
 
 
-@pytest.mark.parametrize(
-    ("family", "kind"), [pytest.param(f, s, id=str(s)) for f, s in tiny_lms(["llama"]) if s.max_steps is None]
-)
+@pytest.mark.parametrize(("family", "kind"), [pytest.param(f, s, id=str(s)) for f, s in tiny_lms(["llama"]) if s.max_steps is None])
 @pytest.mark.parametrize("closes", [False, True])
 def test_peak_of_a_text_is_what_the_decode_loop_measures(family: str, kind, closes: bool) -> None:  # type: ignore[no-untyped-def]
     lm = tiny_lm(family, kind)
@@ -190,15 +188,11 @@ def run(toy: Path, tmp_path: Path):  # type: ignore[no-untyped-def]
     def run(kind: str, boundary: Boundary | str = "every", n: int = 7, batch_size: int = 3, out: str = "out", **options: object):  # type: ignore[no-untyped-def]
         lm = load(str(toy), scheme=scheme(kind), dtype=torch.float64)
         policy = (
-            plugins.make("boundaries", boundary, **({"n": 6} if boundary == "every" else {}))
-            if isinstance(boundary, str)
-            else boundary
+            plugins.make("boundaries", boundary, **({"n": 6} if boundary == "every" else {})) if isinstance(boundary, str) else boundary
         )
         fresh = bool(options.pop("fresh", False))
         settings = Settings(generate.Settings(max_new_tokens=20), batch_size, **options)  # type: ignore[arg-type]
-        found = evaluate(
-            lm, Encoder(lm.tokenizer, policy), Echo(), Echo().examples("test")[:n], settings, tmp_path / out, fresh=fresh
-        )  # type: ignore[arg-type]
+        found = evaluate(lm, Encoder(lm.tokenizer, policy), Echo(), Echo().examples("test")[:n], settings, tmp_path / out, fresh=fresh)  # type: ignore[arg-type]
         return found, records.read(tmp_path / out)
 
     return run

@@ -248,9 +248,7 @@ def test_a_forgotten_token_is_forgotten(family: str, scheme: Scheme) -> None:
 
 
 @pytest.mark.parametrize(("family", "scheme"), [c for c in tiny_lms() if c[1].n_comp], ids=str)
-def test_columns_before_the_first_comp_token_need_no_backward_pass(
-    family: str, scheme: Scheme, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_columns_before_the_first_comp_token_need_no_backward_pass(family: str, scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows whose first segments differ in length, and packed ones. Control: one column more loses gradients."""
     lm = tiny_lm(family, scheme).train()
     rows = [text(scheme, s) for s in (PINNED, STEPS)]

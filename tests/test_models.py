@@ -198,9 +198,7 @@ def test_no_network_is_said_at_once(models_folder: Path, monkeypatch: pytest.Mon
     ("kind", "message"),
     [("GatedRepoError", "is gated and this account has no access. Accept"), ("RepositoryNotFoundError", "the hub has no model")],
 )
-def test_what_the_hub_refuses(
-    kind: str, message: str, models_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_what_the_hub_refuses(kind: str, message: str, models_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from huggingface_hub import HfApi, errors
 
     def refuse(*_: Any, **__: Any) -> list[str]:

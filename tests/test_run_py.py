@@ -14,10 +14,7 @@ from context_memory.config import Config
 from context_memory.errors import UserError
 from context_memory.seed import ONLINE, VALUES, translate
 
-VERBATIM = (
-    "--model llama-3.1-8b-instruct --dataset gsm8k --train --run_id my_run_v1 --no_wandb "
-    "training.max_steps=500 data.train_ratio=0.8"
-)
+VERBATIM = "--model llama-3.1-8b-instruct --dataset gsm8k --train --run_id my_run_v1 --no_wandb training.max_steps=500 data.train_ratio=0.8"
 
 
 def meant(line: str) -> Config:
@@ -67,9 +64,7 @@ def test_comp_type_is_a_scheme(line: str, scheme: tuple[str, int]) -> None:
 
 
 def test_the_other_flags() -> None:
-    c = meant(
-        "--train --dataset tally --load_path some/where --lora_r 16 --max_steps 9 --lr 0.01 --seed 5 -b 3 --sink model.dtype=float32"
-    )
+    c = meant("--train --dataset tally --load_path some/where --lora_r 16 --max_steps 9 --lr 0.01 --seed 5 -b 3 --sink model.dtype=float32")
     assert (c.model.adapter, c.model.lora_r, c.model.dtype) == ("some/where", 16, "float32")
     t = c.training
     assert (t.max_steps, t.lr, t.seed, t.batch_size) == (9, 0.01, 5, 3) and sorted(c.pins) == ["prompt", "sink"]

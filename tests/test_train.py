@@ -160,9 +160,7 @@ def _arguments(job: Job, at: Path):  # type: ignore[no-untyped-def]
 # ---- batches ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "overrides", [["scheme=concat"], ["scheme=merge"], ["scheme=full"], ["scheme=concat", "training.loss=distill"]]
-)
+@pytest.mark.parametrize("overrides", [["scheme=concat"], ["scheme=merge"], ["scheme=full"], ["scheme=concat", "training.loss=distill"]])
 def test_accumulating_four_is_one_of_four(toy: Path, tmp_path: Path, overrides: list[str]) -> None:
     job = randomised(prepare(config(toy, tmp_path, *overrides)))
     collate = job.collate
@@ -354,9 +352,7 @@ def test_another_configuration_under_the_same_run_id_is_refused(toy: Path, tmp_p
 
 
 def test_a_run_without_a_name_is_named_after_its_settings(toy: Path, tmp_path: Path) -> None:
-    a, b, c = (
-        run_folder(config(toy, tmp_path, *o)) for o in ([], ["training.lr=1"], ["training.log_steps=7", "training.max_steps=9"])
-    )
+    a, b, c = (run_folder(config(toy, tmp_path, *o)) for o in ([], ["training.lr=1"], ["training.log_steps=7", "training.max_steps=9"]))
     assert a == c != b and a.name.startswith("concat-n2-")
 
 

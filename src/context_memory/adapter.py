@@ -191,9 +191,7 @@ def read_card(folder: str | Path) -> Card:
         tree = json.loads((folder / CARD).read_text())
         base, task = Base(**tree.pop("base")), tree.pop("task")
         if tree.get("format") != FORMAT:
-            raise UserError(
-                f"adapter '{folder}' has format {tree.get('format')}, this version reads {FORMAT}; update context-memory."
-            )
+            raise UserError(f"adapter '{folder}' has format {tree.get('format')}, this version reads {FORMAT}; update context-memory.")
         card = Card(base=base, task=Task(**task) if task else None, **tree)
     except FileNotFoundError:
         raise UserError(f"adapter '{folder}' has no {CARD}: it is not an adapter of this library, or not whole.") from None
@@ -203,9 +201,7 @@ def read_card(folder: str | Path) -> Card:
         if not (folder / name).is_file():
             raise UserError(f"adapter '{folder}' has no {name}, which its {CARD} lists; get the folder again.")
         if (got := sha256(folder / name)) != want:
-            raise UserError(
-                f"adapter '{folder}': {name} is truncated or changed (sha256 {got[:12]}, expected {want[:12]}); get it again."
-            )
+            raise UserError(f"adapter '{folder}': {name} is truncated or changed (sha256 {got[:12]}, expected {want[:12]}); get it again.")
     if missing := [n for n in (LORA, LORA_CONFIG) if n not in card.files]:
         raise UserError(f"adapter '{folder}': {CARD} does not list {', '.join(missing)}; get the folder again.")
     return card

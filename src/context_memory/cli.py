@@ -35,9 +35,7 @@ def assemble() -> typer.Typer:
 
 def main(arguments: Sequence[str] | Callable[[], Sequence[str]] | None = None) -> None:
     """Entry point of `ccm`. `arguments` may be a function, so that its errors are reported as those of a command."""
-    warnings.filterwarnings(
-        "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
-    )  # transformers 5.23 about itself
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # transformers 5.23 about itself
     try:
         given = arguments() if callable(arguments) else arguments
         assemble()(args=None if given is None else list(given), prog_name="ccm")

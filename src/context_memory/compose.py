@@ -86,9 +86,7 @@ def _compose(overrides: Sequence[str], groups: Mapping[str, list[str]]) -> dict[
 
 def _statics() -> dict[str, Any]:
     return {
-        f.name: (f.default if f.default is not MISSING else PLAIN[f.name]())
-        for f in dataclasses.fields(Config)
-        if f.name not in FOLDERS
+        f.name: (f.default if f.default is not MISSING else PLAIN[f.name]()) for f in dataclasses.fields(Config) if f.name not in FOLDERS
     }
 
 
@@ -106,11 +104,7 @@ def _node(group: str, name: str) -> Any:
         raise UserError(f"{group}={name} needs a package that is not installed: {e}.") from e
     hints = typing.get_type_hints(kind)
     fields = [(f.name, hints[f.name], f) for f in dataclasses.fields(kind)]
-    extras = (
-        [(f.name, typing.get_type_hints(DataExtras)[f.name], f) for f in dataclasses.fields(DataExtras)]
-        if group == "data"
-        else []
-    )
+    extras = [(f.name, typing.get_type_hints(DataExtras)[f.name], f) for f in dataclasses.fields(DataExtras)] if group == "data" else []
     own = {f[0] for f in fields}
     table: list[Any] = [] if group == "pins" else [("name", str, field(default=name))]
     for key, hint, f in [*fields, *(x for x in extras if x[0] not in own)]:

@@ -99,9 +99,7 @@ class CompressedSeq2Seq(CompressedLM):
             raise InputError(f"scheme.learned={scheme.learned} is not there for an encoder-decoder; use a rate that is not learnt.")
         if tokenizer is not None and not tokenizer.chat_template:
             tokenizer.chat_template = ROLES
-        super().__init__(
-            base, tokenizer, scheme, lora=lora, positions=positions, gate=gate, attn_implementation=attn_implementation
-        )
+        super().__init__(base, tokenizer, scheme, lora=lora, positions=positions, gate=gate, attn_implementation=attn_implementation)
 
     def _attach(self, lora: LoraConfig) -> None:
         lora = copy.copy(lora)
@@ -138,9 +136,7 @@ class CompressedSeq2Seq(CompressedLM):
         out[plan.labels != IGNORE] = said[parts.answer != IGNORE]
         return out
 
-    def encode(
-        self, plan: Plan, memory: Memory | None = None, used: int = 0, adapter: bool = True, mix: Mix | None = None
-    ) -> Tensor:
+    def encode(self, plan: Plan, memory: Memory | None = None, used: int = 0, adapter: bool = True, mix: Mix | None = None) -> Tensor:
         """(b, n, hidden) outputs of the encoder, in one pass or after a memory; averages at slots. `mix`: instead of the scheme's."""
         t = plan.tokens
         q = in_order(t).map(lambda x: x[:, :, None])

@@ -140,4 +140,3 @@ class EncoderMemory:
 
     def __repr__(self) -> str:
         return f"EncoderMemory({self.held!r}, waiting={[sum(len(s.ids) for s in row) for row in self.waiting]})"
-

@@ -162,9 +162,7 @@ def convert(gguf: Path, folder: Path, dtype: str, tie: bool) -> Path:
     where, plain = str(gguf.parent), GgufConfig(dequantize=True)  # transformers 5: a model left quantized cannot be trained
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(
-            where, gguf_file=gguf.name, dtype=getattr(torch, dtype), quantization_config=plain
-        )
+        model = AutoModelForCausalLM.from_pretrained(where, gguf_file=gguf.name, dtype=getattr(torch, dtype), quantization_config=plain)
     except (ValueError, KeyError, IndexError, TypeError, RuntimeError, OSError, ImportError) as e:
         hint = "Is it whole, and of an architecture that transformers reads?"
         raise ModelError(f"{gguf} cannot be converted to a model: {e}. {hint}") from e

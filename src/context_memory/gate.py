@@ -60,9 +60,7 @@ class GatedLora(LoraVariant):
     def supports_lora_conversion(self) -> bool:
         return False
 
-    def forward(
-        self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: object
-    ) -> Tensor:
+    def forward(self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: object) -> Tensor:
         gate = self.seat.gate
         if gate is None:
             return result
@@ -93,9 +91,7 @@ class Socket:
         self.parent._modules[self.name] = self.lora
 
 
-def install(
-    layers: Iterable[nn.Module], adapter_name: str = MAIN, attention: str = "self_attn", every: bool = False
-) -> list[Socket]:
+def install(layers: Iterable[nn.Module], adapter_name: str = MAIN, attention: str = "self_attn", every: bool = False) -> list[Socket]:
     """Make the PEFT LoRA of these decoder layers conditional on the `lora_gate` keyword argument of each call.
 
     `attention` is the child that gets the keyword arguments; it runs before every other module of its layer that has a LoRA.
@@ -153,5 +149,3 @@ def widen(module: nn.Module) -> None:
 def trainable(module: nn.Module) -> int:
     """How many parameters are trained."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-

@@ -27,6 +27,7 @@ from context_memory.text import Segment
 if TYPE_CHECKING:
     from context_memory.model import CompressedLM
 
+
 @dataclass
 class _Row:
     """A row's state between steps."""

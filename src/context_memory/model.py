@@ -189,9 +189,7 @@ class CompressedLM(nn.Module):
         real = plan.tokens.kind != PAD
         return None if bool(real.all()) else attention.Lanes.of(real)
 
-    def _mask(
-        self, plan: Plan, keys: Tokens, cache: Cache | None, dtype: torch.dtype, explicit: bool = False
-    ) -> tuple[Any, Tensor | None]:
+    def _mask(self, plan: Plan, keys: Tokens, cache: Cache | None, dtype: torch.dtype, explicit: bool = False) -> tuple[Any, Tensor | None]:
         """The mask in the form that the implementation takes, or None where plain causal attention is what is wanted (and `explicit`
         does not ask for a mask all the same)."""
         t = plan.tokens
@@ -208,9 +206,7 @@ class CompressedLM(nn.Module):
             causal = torch.ones(n, used, dtype=torch.bool, device=mask.device).tril(used - n)
             if bool((mask == causal).all()):
                 return None, t.position
-        forms = {
-            kind: attention.form(m, implementation, dtype) for kind, m in self.family.masks(mask, q, k, self.base.config).items()
-        }
+        forms = {kind: attention.form(m, implementation, dtype) for kind, m in self.family.masks(mask, q, k, self.base.config).items()}
         return forms.get(None, forms), t.position
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -37,9 +37,7 @@ def read_recipe(path: str | Path) -> list[str]:
 
     file = Path(path)
     if not file.is_file():
-        found = (
-            ", ".join(sorted(p.name for p in (file.parent if file.parent.is_dir() else Path("recipes")).glob("*.yaml"))) or "none"
-        )
+        found = ", ".join(sorted(p.name for p in (file.parent if file.parent.is_dir() else Path("recipes")).glob("*.yaml"))) or "none"
         raise UserError(f"no recipe at '{path}'; there are: {found}.")
     try:
         tree = yaml.safe_load(file.read_text()) or {}

@@ -103,9 +103,7 @@ def _ends(memory: Memory, texts: Sequence[Sequence[Segment]], last: Tensor) -> T
     return last
 
 
-def _likelihoods(
-    lm: CompressedLM, memory: Memory, last: Tensor, texts: Sequence[Sequence[Segment]]
-) -> list[tuple[float, int]]:
+def _likelihoods(lm: CompressedLM, memory: Memory, last: Tensor, texts: Sequence[Sequence[Segment]]) -> list[tuple[float, int]]:
     """For each row the sum of -log p over what is learnt of its text, and how many tokens that is; the memory goes on."""
     states, vocabulary = [last[row : row + 1] for row in range(len(texts))], int(lm.base.config.vocab_size)
     for now, hidden in memory.follow(texts):

@@ -36,9 +36,7 @@ class Recalled(NamedTuple):
 
 def recall(lm: CompressedLM, encoder: Encoder, examples: Sequence[Example], answers: Sequence[str]) -> list[list[Recalled]]:
     """For each answer, in order, the numbers that a line takes from an earlier one."""
-    said = [
-        as_fed(cutting.segments(lm, encoder, replace(e, target=answer, cuts=())), encoder) for e, answer in zip(examples, answers)
-    ]
+    said = [as_fed(cutting.segments(lm, encoder, replace(e, target=answer, cuts=())), encoder) for e, answer in zip(examples, answers)]
     memory = _remembered(lm, said)
     return [_asked(lm, encoder, memory, row, e.prompt, segments) for row, (e, segments) in enumerate(zip(examples, said))]
 
@@ -53,9 +51,7 @@ def _remembered(lm: CompressedLM, texts: Sequence[Sequence[Segment]]) -> Memory:
 
 
 @torch.inference_mode()
-def _asked(
-    lm: CompressedLM, encoder: Encoder, memory: Memory, row: int, prompt: str, said: Sequence[Segment]
-) -> list[Recalled]:
+def _asked(lm: CompressedLM, encoder: Encoder, memory: Memory, row: int, prompt: str, said: Sequence[Segment]) -> list[Recalled]:
     """Begin every line again, each in a copy of the row."""
     answer = [token for s in said if s.target for token in s.ids]
     probes = list(_probes(answer, prompt, encoder))

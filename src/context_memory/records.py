@@ -150,14 +150,10 @@ def read(folder: Path) -> Record:
         notes = json.loads((folder / METRICS).read_text())
         lines = tuple(read_lines(folder / LINES))
         if len(lines) != notes["n"]:
-            raise UserError(
-                f"'{folder}': {LINES} has {len(lines)} whole lines, {METRICS} counts {notes['n']}; evaluate it again."
-            )
+            raise UserError(f"'{folder}': {LINES} has {len(lines)} whole lines, {METRICS} counts {notes['n']}; evaluate it again.")
         return Record(notes["name"], folder, lines, notes["settings"], notes["run"], int(notes["run"].get("kv_bytes", 0)))
     except FileNotFoundError as e:
-        raise UserError(
-            f"no finished evaluation in '{folder}': {Path(e.filename).name} is missing; run ccm evaluate first."
-        ) from e
+        raise UserError(f"no finished evaluation in '{folder}': {Path(e.filename).name} is missing; run ccm evaluate first.") from e
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"'{folder}': {METRICS} is damaged ({e}); evaluate it again.") from e
 

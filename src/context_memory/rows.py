@@ -157,9 +157,7 @@ def load_row(config: Config) -> CompressedLM:
     logging.disable_progress_bar()  # a second bar within ours
     m, scheme = config.model, scheme_of(config)
     try:
-        return load(
-            m.name, m.adapter, scheme=scheme, dtype=m.dtype, attn_implementation=m.attn_implementation, device=accelerator()
-        )
+        return load(m.name, m.adapter, scheme=scheme, dtype=m.dtype, attn_implementation=m.attn_implementation, device=accelerator())
     except ValueError as e:
         raise UserError(str(e)) from e
 

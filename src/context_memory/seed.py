@@ -87,9 +87,7 @@ def translate(arguments: Sequence[str]) -> list[str]:
     given = vars(parser().parse_intermixed_args(list(arguments)))
     kind = given["comp_type"]
     if kind == "pos_control":
-        raise UserError(
-            "--comp_type pos_control has comp tokens and hides nothing, so nothing is compressed; use --comp_type no."
-        )
+        raise UserError("--comp_type pos_control has comp tokens and hides nothing, so nothing is compressed; use --comp_type no.")
     scheme = ONLINE[given["attn_type"]] if kind == "online" else KINDS[kind]
     data = DATASETS.get(given["dataset"], [f"data={given['dataset']}"])
     data = [*data, *_shots(given["dataset"], [*data, *given["overrides"]], given.pop("data.k"))]

@@ -189,4 +189,3 @@ class Session:
         self._open, self.memory = None, memory
         self.turns = [Turn(**turn) for turn in notes.get("turns", [])]
         self.before = notes.get("before", memory.raw[0])
-

@@ -1,7 +1,7 @@
 """Perplexity along texts of any length: streams with a memory, as many entries without one, and the full context where it fits.
 
-    <row>/<text>.json      the spans of one row and text, written whole; what is there with the same settings is not run again
-    streams.json, table.md what they come to; <text>.png: perplexity of the text so far, over the position
+<row>/<text>.json      the spans of one row and text, written whole; what is there with the same settings is not run again
+streams.json, table.md what they come to; <text>.png: perplexity of the text so far, over the position
 """
 
 from __future__ import annotations

@@ -204,6 +204,4 @@ def _fits(config: Config) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
         if not isinstance(e, (torch.OutOfMemoryError, MemoryError)) and "allocate memory" not in str(e):
             raise
-        raise UserError(
-            f"a micro-batch does not fit the memory of this device ({str(e).splitlines()[0]}). {lower(config)}"
-        ) from e
+        raise UserError(f"a micro-batch does not fit the memory of this device ({str(e).splitlines()[0]}). {lower(config)}") from e

@@ -192,9 +192,7 @@ class CcmTrainer(Trainer):
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             best = None if self.best is None else {"loss": self.best[0], "step": self.best[1]}
-            write_json(
-                folder / PROGRESS, {"best": best, "worse": self.worse, "evaluated": self.evaluated, "loss": self.last_loss}
-            )
+            write_json(folder / PROGRESS, {"best": best, "worse": self.worse, "evaluated": self.evaluated, "loss": self.last_loss})
             (folder / MARKER).touch()
         self._aside += time.perf_counter() - start
 

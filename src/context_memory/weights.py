@@ -29,9 +29,7 @@ def fill(lm: CompressedLM, adapter: str | Path) -> None:
     assert lm.peft is not None
     lost = set_peft_model_state_dict(lm.peft, load_file(Path(adapter) / LORA))
     if lost.unexpected_keys:
-        raise UserError(
-            f"adapter '{adapter}' has weights for modules that the model lacks: {', '.join(lost.unexpected_keys[:3])}."
-        )
+        raise UserError(f"adapter '{adapter}' has weights for modules that the model lacks: {', '.join(lost.unexpected_keys[:3])}.")
     if n := lm.scheme.n_comp:
         saved = load_comp(adapter)
         rows = saved.pop("weight")[:n]

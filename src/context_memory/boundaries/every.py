@@ -19,9 +19,7 @@ class Every(Boundary):
         if self.n < 1:
             raise ValueError(f"boundary 'every' needs n >= 1 tokens, got n={self.n}.")
         if self.n > self.max_segment:
-            raise ValueError(
-                f"boundary 'every' got n={self.n} above max_segment={self.max_segment}; raise max_segment or lower n."
-            )
+            raise ValueError(f"boundary 'every' got n={self.n} above max_segment={self.max_segment}; raise max_segment or lower n.")
 
     def ends(self, step: Step) -> bool:
         return len(step.ids) >= self.n

@@ -10,9 +10,7 @@ import typer
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of evaluations, of their rows, or of runs.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the table and the plots; result/compare/<runs> if not given.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the table and the plots; result/compare/<runs> if not given.")] = None,
     against: Annotated[
         Path | None,
         typer.Option(help="What all are compared with, whatever their model: an evaluation's full row (a fine-tune), or any single row."),

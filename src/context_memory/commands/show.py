@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 
 def show(
-    arguments: Annotated[
-        list[str], typer.Argument(help="key=value, e.g. scheme=merge scheme.n_comp=1; and a text: ab|c|d, or words.")
-    ],
+    arguments: Annotated[list[str], typer.Argument(help="key=value, e.g. scheme=merge scheme.n_comp=1; and a text: ab|c|d, or words.")],
     prompt: Annotated[str, typer.Option(help="A question before the text; pinned, unless pins=[] says otherwise.")] = "",
     save: Annotated[Path | None, typer.Option(help="Also write the picture to this PNG file.")] = None,
 ) -> None:
@@ -50,9 +48,7 @@ def show(
         console.print(pictures.blocks(grid) if console.is_terminal else pictures.letters(grid), markup=False, highlight=False)
         console.print(pictures.legend(console.is_terminal))
     kept = f"{plan.real} tokens of text, {sum(s.compress for s in segments)} segments compressed"
-    console.print(
-        f"{scheme.name}: {kept}; {'nothing is hidden' if not plan.hides(scheme) else 'what is not marked is forgotten'}"
-    )
+    console.print(f"{scheme.name}: {kept}; {'nothing is hidden' if not plan.hides(scheme) else 'what is not marked is forgotten'}")
     if save is not None:
         print(pictures.save(pictures.cells(plan, scheme), save, f"{scheme}: {kept}"))
 

@@ -9,9 +9,7 @@ import typer
 
 
 def stream(
-    arguments: Annotated[
-        list[str] | None, typer.Argument(help="Text files; and key=value, e.g. model.name=smollm2-135m-instruct.")
-    ] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(help="Text files; and key=value, e.g. model.name=smollm2-135m-instruct.")] = None,
     hub: Annotated[
         list[str] | None,
         typer.Option(help="A test book of PG19 from the hub (emozilla/pg19): pg19 the first, pg19:3 by number, 'pg19:words of its title'."),

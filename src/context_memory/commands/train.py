@@ -11,9 +11,7 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. scheme=merge training.max_steps=500")] = None,
     recipe: Annotated[str | None, typer.Option(help="A YAML file of settings; overrides come after it.")] = None,
     run_id: Annotated[str | None, typer.Option("--run_id", "--run-id", help="Name of the run; the same name goes on.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be trained, how long and in how much memory.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, how long and in how much memory.")] = False,
     no_wandb: Annotated[bool, typer.Option("--no_wandb", "--no-wandb", help="No Weights & Biases.")] = False,
 ) -> None:
     """Train an adapter: scheme=full an ordinary task adapter, any other scheme a compression adapter on top of model.adapter.

@@ -10,9 +10,7 @@ import re
 
 NUMBER = re.compile(r"(?<![\w.])(-?\\?[$€£]?|[$€£]-)((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
 """A sign, a currency, digits with or without commas. `20-5` is 20 and 5: a hyphen after a digit subtracts."""
-HASHES = re.compile(
-    r"####[ \t]*\n?[ \t]*(?:(?:the )?(?:final )?answer(?: is)?:?)?[^\w\n-]*?(?=-?[\\$€£\d.])([^\n]*)", re.IGNORECASE
-)
+HASHES = re.compile(r"####[ \t]*\n?[ \t]*(?:(?:the )?(?:final )?answer(?: is)?:?)?[^\w\n-]*?(?=-?[\\$€£\d.])([^\n]*)", re.IGNORECASE)
 """The mark of GSM8K and ours, followed by a number; `#### Step 3` is a heading."""
 BOXED = re.compile(r"\\boxed\s*\{([^\n]*)")
 SAID = re.compile(r"answer(?: is|:)[^\d\n-]{0,40}?(-?[\\$€£]*[\d.][^\n]*)", re.IGNORECASE)

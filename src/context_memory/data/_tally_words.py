@@ -11,9 +11,7 @@ PEOPLE = words(
     "Tom Mia Sam Anna Ben Lucy Max Emma Leo Nina Jack Kate Paul Rosa Adam Ella Mark Zoe Luke Ivy Alex Maria Peter Sarah David "
     "Julia Daniel Laura Eric Alice Oscar Clara Simon Grace Henry Helen Omar Lena Victor Diana"
 )
-BOXES = tuple(
-    f"the {colour} box" for colour in words("red blue green black white brown yellow orange purple pink gray silver golden")
-)
+BOXES = tuple(f"the {colour} box" for colour in words("red blue green black white brown yellow orange purple pink gray silver golden"))
 CLASSES = tuple(f"room {letter}" for letter in words("A B C D E F G H J K L M N"))
 
 # Past and plain form of the verb, and what is counted.
@@ -38,9 +36,7 @@ folded fold shirts
 caught catch fish
 """.strip().splitlines()
 )
-GETTING = tuple(
-    ("got", "get", things) for things in words("pens eggs cards balls keys stones maps cups chairs books lamps bottles")
-)
+GETTING = tuple(("got", "get", things) for things in words("pens eggs cards balls keys stones maps cups chairs books lamps bottles"))
 
 SCENES = ((PEOPLE, DOINGS),) * 3 + ((BOXES, GETTING), (CLASSES, GETTING))
 """Who may appear with which doings; people three times as often as the others."""

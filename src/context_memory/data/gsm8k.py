@@ -29,6 +29,7 @@ SPLITS = ("train", "validation", "test")
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 MARKER = "<COMP>"
 
+
 def hub_rows(split: str) -> list[Row]:
     """The rows of a published split, from the hub."""
     instead = "give data.path= a .jsonl file or a folder with train.jsonl and test.jsonl, or put that folder at $CCM_DATA/gsm8k."
@@ -90,17 +91,13 @@ def load(path: str, split: str) -> tuple[tuple[Example, ...], int]:
         found = [source / f"{file}{suffix}" for suffix in (".jsonl", ".json") if (source / f"{file}{suffix}").is_file()]
         if not found:
             have = ", ".join(sorted(p.name for p in source.iterdir())[:12])
-            raise ValueError(
-                f"data.path={path} has no {file}.jsonl or {file}.json; have: {have or 'nothing'}. Name a file instead."
-            )
+            raise ValueError(f"data.path={path} has no {file}.jsonl or {file}.json; have: {have or 'nothing'}. Name a file instead.")
         rows = rows_of(found[0])
     elif source.is_file():
         share = {"train": range(15, 100), "validation": range(5), "test": range(5, 15)}
         rows = rows_of(source)
     else:
-        raise ValueError(
-            f"data.path={path} does not exist; give a .jsonl or .json file, or a folder with train.jsonl and test.jsonl."
-        )
+        raise ValueError(f"data.path={path} does not exist; give a .jsonl or .json file, or a folder with train.jsonl and test.jsonl.")
     made = [example(row, f"gsm8k/{file}/{i}") for i, row in enumerate(rows)]  # all of them: a broken row is an error in any split
     mine = [e for e, (_, fields) in zip(made, rows, strict=True) if part(fields["question"]) in share[split]]
     kept = tuple(e for e in mine if e is not None)

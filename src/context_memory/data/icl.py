@@ -24,6 +24,7 @@ from context_memory.text import Example
 
 SPLITS = ("train", "validation", "test")
 
+
 def example(demos: Sequence[Item], query: Item, id: str, task: str = "") -> Example:
     """A demonstration is its input, a line end, its output; the question and its answer are the same in two parts."""
     context = tuple(f"{i}\n{o}\n" for i, o, _ in demos)

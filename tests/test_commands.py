@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -328,3 +329,9 @@ def test_quickstart_says_what_is_missing(ccm: Ccm, monkeypatch: pytest.MonkeyPat
     (tmp_path / "empty").mkdir()
     code, _, err = ccm("quickstart", "--task", "empty", "--shipped", "empty")
     assert code == 2 and "no adapter in 'empty'" in err
+
+
+def test_versions(ccm: Ccm) -> None:
+    """What a report of a fault should say."""
+    code, out, _ = ccm("--version")
+    assert code == 0 and f"torch {metadata.version('torch')}" in out and out.startswith("context-memory ")

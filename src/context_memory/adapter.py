@@ -178,6 +178,16 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(beside, path)
 
 
+def called(folder: str | Path) -> str:
+    """A name for it: a run's `adapter` is called after the run.
+
+    >>> called("result/tally/mine/adapter"), called("adapters/mine")
+    ('mine', 'mine')
+    """
+    where = Path(folder).absolute()
+    return where.parent.name if where.name == "adapter" else where.name
+
+
 def read_card(folder: str | Path) -> Card:
     """The card of an adapter folder, after its files were checked.
 

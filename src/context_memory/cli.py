@@ -7,6 +7,8 @@ import pkgutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -21,7 +23,6 @@ def assemble() -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
-        help="Compressed memory for language models.",
     )
     for name in sorted(m.name for m in pkgutil.iter_modules(commands.__path__) if not m.name.startswith("_")):
         module = importlib.import_module(f"context_memory.commands.{name}")
@@ -29,8 +30,23 @@ def assemble() -> typer.Typer:
             app.add_typer(module.app, name=name)
         else:
             app.command(name)(getattr(module, name, None) or getattr(module, f"{name}_"))
-    app.callback()(lambda: None)  # with one command alone, Typer would leave its name out
+    app.callback()(_top)
     return app
+
+
+def _top(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Which version of what is installed.", is_eager=True, callback=lambda asked: asked and _versions()),
+    ] = False,
+) -> None:
+    """Compressed memory for language models."""
+
+
+def _versions() -> None:
+    """What a report of a fault should say."""
+    print(", ".join(f"{name} {metadata.version(name)}" for name in ("context-memory", "torch", "transformers", "peft")))
+    raise typer.Exit
 
 
 def main(arguments: Sequence[str] | Callable[[], Sequence[str]] | None = None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from context_memory import plugins
-from context_memory.adapter import CARD, read_card
+from context_memory.adapter import CARD, called, read_card
 from context_memory.errors import UserError
 from context_memory.loading import task_of
 
@@ -63,7 +63,7 @@ def _entry(folder: Path) -> Entry:
     data = card.config.get("data", {})
     task, trouble = "", ""
     if card.task is not None:
-        task = Path(card.task.path).name
+        task = called(card.task.path)
         try:
             task_of(folder, card)
         except UserError as e:

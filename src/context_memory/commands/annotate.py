@@ -38,9 +38,10 @@ def annotate(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for a reply.")] = 120,
     yes: Annotated[bool, typer.Option("--yes", help="Ask the endpoint without asking you.")] = False,
 ) -> None:
-    """Write <COMP> into the solutions of a dataset: where a boundary policy (rules, if none is named) ends a segment; where
-    compressing costs least, as the adapter itself measures it (--oracle; boundary= says which places it may choose from, every fourth
-    token if none is named, and boundary.max_segment how long a segment may be); or where a model behind --endpoint puts it.
+    """Write <COMP> into the solutions of a dataset, by a boundary policy, by what compressing costs, or by a model behind an endpoint.
+
+    The policy is `rules` if none is named. With --oracle it is where compressing costs least, as the adapter itself measures it: boundary=
+    says which places it may choose from, every fourth token if none is named, and boundary.max_segment how long a segment may be.
 
     The file is read back by data=gsm8k data.path=FILE; a training on it compresses where the marks are. The same
     command goes on after an interruption.

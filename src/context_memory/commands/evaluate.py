@@ -49,23 +49,20 @@ def evaluate(
 
 def _other(text: str, given: list[str], recipe: str | None):  # type: ignore[no-untyped-def]  # (name, Config)
     from context_memory import rows
+    from context_memory.adapter import called
 
     name, equals, path = text.rpartition("=")
     rest = [o for o in given if not o.startswith(("model.adapter=", "scheme", "boundary", "pins"))]
     config = rows.configure(rest, recipe, path)
-    return (name if equals else _name(Path(path))), config
-
-
-def _name(adapter: Path) -> str:
-    """A run folder's `adapter` is called after the run."""
-    where = adapter.resolve()
-    return where.parent.name if where.name == "adapter" else where.name
+    return (name if equals else called(path)), config
 
 
 def _folder(config) -> Path:  # type: ignore[no-untyped-def]  # Config
     """`result/<data>/<run_id>/evaluation`; without a run_id it is called after the adapter."""
+    from context_memory.adapter import called
+
     run_id = config.run_id
     if not run_id:
         adapter = config.model.adapter
-        run_id = _name(Path(adapter)) if adapter else f"{Path(config.model.name).name}-{config.scheme['name']}"
+        run_id = called(adapter) if adapter else f"{Path(config.model.name).name}-{config.scheme['name']}"
     return config.home() / run_id / "evaluation"

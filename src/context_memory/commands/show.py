@@ -17,7 +17,10 @@ def show(
     prompt: Annotated[str, typer.Option(help="A question before the text; pinned, unless pins=[] says otherwise.")] = "",
     save: Annotated[Path | None, typer.Option(help="Also write the picture to this PNG file.")] = None,
 ) -> None:
-    r"""Draw who sees whom. ab|c|d: a cell a letter, | ends a segment. Words: tokens, cut by boundary=...; \n is a new line."""
+    r"""Draw who sees whom.
+
+    ab|c|d: a cell a letter, | ends a segment. Words: tokens, cut by boundary=...; \n is a new line.
+    """
     from context_memory import pictures
     from context_memory.compose import load
     from context_memory.errors import UserError

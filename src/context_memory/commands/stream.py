@@ -35,9 +35,11 @@ def stream(
     out: Annotated[Path | None, typer.Option(help="Folder to write to, instead of result/stream/<run_id>.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what the folder holds.")] = False,
 ) -> None:
-    """Read long texts in constant memory: attention sink + compressed memory + window of raw tokens; beside it, sink + window
-    with as many entries, and the full context of the first tokens. Positions count within the cache, so a text may be of any length.
-    Of an adapter's pins the sink alone is kept."""
+    """Read texts of any length in constant memory: attention sink, compressed memory and a window of raw tokens.
+
+    Beside it: sink and window with as many entries, and the full context of the first tokens. Positions count within the cache. Of an
+    adapter's pins the sink alone is kept.
+    """
     from context_memory import report, rows, stream_report, streaming
     from context_memory.data._files import text_of
     from context_memory.data._hub import book

@@ -91,4 +91,12 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     code, err = ccm("scheme=full", f"model.adapter={task}", "--out", "none")
     assert code == 2 and "stands beside a scheme that compresses, got scheme=full" in err
     code, err = ccm("--adapter", str(adapter), "boundary=classifier", "--out", "none")
-    assert code == 2 and "Traceback" not in err
+    assert code == 2 and "nothing learnt at" in err and not Path("none").exists()
+
+    with pytest.raises(SystemExit) as end:  # what is kept is read off hidden states: the model says how large a window is that large
+        cli.main(["pins", "train", "--adapter", str(adapter), "--problems", "12", "--epochs", "1", "model.dtype=float32"])
+    assert end.value.code in (None, 0), capsys.readouterr().err
+    code, err = ccm("--adapter", str(adapter), "pins=[prompt,learned]", "pins.learned.budget=2", "--alone", "--out", "learned")
+    assert code == 0, err
+    concat, window = (row["metrics"]["equal_length_ratio"] for row in json.loads(Path("learned/table.json").read_text()))
+    assert window == pytest.approx(concat, rel=0.03)

@@ -1,21 +1,24 @@
 """The control of a row: the latest raw tokens in as many entries, the same words pinned, nothing trained.
 
-What comp tokens are worth is what they add to that. The size of the window is read off the texts, so no model is run for it; like the
-window row of a stream, it never has fewer entries than the row it stands beside.
+What comp tokens are worth is what they add to that. The size of the window is read off the texts, so no model is run for it unless hidden
+states say where segments end or what is kept; like the window row of a stream, it never has fewer entries than the row it stands beside.
+(Where hidden states say it, those of the window may say it a little differently.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import mean
 
+from context_memory import cutting
 from context_memory.encode import Encoder
 from context_memory.errors import UserError
 from context_memory.fetch import get
 from context_memory.footprint import as_fed, held_when_asked, peak_if_said
 from context_memory.plan import Plan, layout
-from context_memory.rows import Row, examples_of
+from context_memory.rows import Row, examples_of, load_row
 from context_memory.schemes.base import Scheme
 from context_memory.schemes.window import Window
 from context_memory.text import Example, Segment
@@ -25,10 +28,10 @@ SAMPLE = 100
 
 
 def window(row: Row, name: str = "") -> Row:
-    """The sliding window that stands beside `row`; of its model, the tokenizer alone is loaded.
+    """The sliding window that stands beside `row`; of its model, the tokenizer alone is loaded if that is enough.
 
     Raises:
-        UserError: the row compresses nothing; where its segments end or what it keeps is read off hidden states.
+        UserError: the row compresses nothing; see also `rows.load_row`.
     """
     from transformers import AutoTokenizer
 
@@ -36,18 +39,27 @@ def window(row: Row, name: str = "") -> Row:
     encoder = row.config.encoder(AutoTokenizer.from_pretrained(get(row.config.model.name)))
     if not (scheme.n_comp or scheme.pools):
         raise UserError(f"--window stands beside a scheme that compresses, got scheme={scheme.name}; leave it out, or name an adapter.")
-    if encoder.readers:
-        readers = ", ".join(sorted({type(r).__name__.lower() for r in encoder.readers}))
-        raise UserError(f"--window reads its size off the texts, and {readers} needs the model for them; give scheme=window scheme.size=N.")
     deepest = row.config.evaluation.depths
     examples = examples_of(row.config, [max(deepest)] if deepest else None)[:SAMPLE]
-    size = size_for(scheme, encoder, examples, row.config.model.positions)
+    lm = load_row(row.config) if encoder.readers else None
+    cut = partial(cutting.segments, lm, encoder) if lm else encoder.segments
+    size = size_for(scheme, encoder, examples, row.config.model.positions, cut)
     return Row(name or f"window {size}", replace(row.config, scheme={"name": "window", "n_comp": 0, "size": size}))
 
 
-def size_for(scheme: Scheme, encoder: Encoder, examples: Sequence[Example], positions: str = "skip") -> int:
-    """The smallest window that holds at least as many entries as the scheme, on average over the examples."""
-    texts = [as_fed(encoder.segments(e), encoder) for e in examples]
+def size_for(
+    scheme: Scheme,
+    encoder: Encoder,
+    examples: Sequence[Example],
+    positions: str = "skip",
+    cut: Callable[[Example], list[Segment]] | None = None,
+) -> int:
+    """The smallest window that holds at least as many entries as the scheme, on average over the examples.
+
+    Args:
+        cut: an example's segments, if not the encoder alone can tell.
+    """
+    texts = [as_fed((cut or encoder.segments)(e), encoder) for e in examples]
 
     def entries(scheme: Scheme, plans: Sequence[Plan]) -> float:
         return mean(_entries(plan, scheme, segments, bool(e.context)) for plan, segments, e in zip(plans, texts, examples))

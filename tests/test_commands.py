@@ -188,14 +188,15 @@ def test_evaluate_and_compare(ccm: Ccm, toy: Path, adapters: tuple[Path, Path], 
 
 
 def test_a_recipe_stands_for_what_it_trains(ccm: Ccm, toy: Path, adapters: tuple[Path, Path], tmp_path: Path) -> None:
-    """Before: its task adapter is found, and is no compression adapter. After: what it trained, or another scheme on the same model."""
+    """Before: its task adapter is found, and is no compression adapter. After: what it trained, another scheme, other data."""
     model = f"{{name: {toy}, adapter: {adapters[0]}, dtype: float32, lora_r: 2}}"
     scheme = "scheme: {name: concat, n_comp: 1}\nboundary: {name: every, n: 9}"
-    (tmp_path / "mine.yaml").write_text(f"model: {model}\n{scheme}\ntraining: {{max_steps: 1, eval_samples: 0}}\nrun_id: mine\n")
-    common = ("--recipe", "mine.yaml", "data=tally", "data.max_steps=4", "data.train=40", "evaluation.generate=false", *SMALL)
+    rest = "data: {name: tally, max_steps: 4, train: 40}\ntraining: {max_steps: 1, eval_samples: 0}\nrun_id: mine"
+    (tmp_path / "mine.yaml").write_text(f"model: {model}\n{scheme}\n{rest}\n")
+    common = ("--recipe", "mine.yaml", "evaluation.generate=false", *SMALL)
     code, _, err = ccm("evaluate", *common)
     assert code == 2 and "task' is a task adapter" in err, err
-    code, _, err = ccm("train", "--recipe", "mine.yaml", "data=tally", "data.max_steps=4", "data.train=40", "--no_wandb")
+    code, _, err = ccm("train", "--recipe", "mine.yaml", "--no_wandb")
     assert code == 0, err
     code, _, err = ccm("evaluate", *common, "--alone")
     assert code == 0, err
@@ -204,6 +205,11 @@ def test_a_recipe_stands_for_what_it_trains(ccm: Ccm, toy: Path, adapters: tuple
     rows = {r.name: r.settings for r in records.gather([tmp_path / "result" / "tally" / "mine" / "evaluation"])}
     assert set(rows) == {"concat", "window"} and rows["concat"]["adapter"] and rows["concat"]["task"] == rows["window"]["task"]
     assert rows["concat"]["task"]
+    line = json.dumps({"question": "How many?", "answer": "1 + 1 = 2, so 2 in all.\n#### 2"}) + "\n"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "test.jsonl").write_text(line * 3)
+    code, _, err = ccm("evaluate", *common, "--alone", "data=gsm8k", "data.path=mine", "--out", "other")
+    assert code == 0 and records.gather([tmp_path / "other"])[0].settings["adapter"] == rows["concat"]["adapter"], err
     code, _, err = ccm("generate", "How many?", "--recipe", "mine.yaml", "generation.max_new_tokens=12")
     assert (code, "[concat: " in err) == (0, True), err
 

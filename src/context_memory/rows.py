@@ -90,7 +90,8 @@ def trained(overrides: Sequence[str], recipe: str | None = None) -> Path | None:
     """
     if any(o.startswith(("model.adapter=", "scheme=full", "scheme=nothing")) for o in overrides):
         return None
-    config = compose.load(overrides, recipe)
+    where = [o for o in overrides if o.startswith(("run_id=", "output="))] if recipe else overrides  # evaluated on other data, perhaps
+    config = compose.load(where, recipe)
     place = config.home() / (config.run_id or "") / "adapter"
     return place if config.run_id and place.is_dir() else None
 

@@ -210,8 +210,9 @@ def test_a_recipe_stands_for_what_it_trains(ccm: Ccm, toy: Path, adapters: tuple
     (tmp_path / "mine" / "test.jsonl").write_text(line * 3)
     code, _, err = ccm("evaluate", *common, "--alone", "data=gsm8k", "data.path=mine", "--out", "other")
     assert code == 0 and records.gather([tmp_path / "other"])[0].settings["adapter"] == rows["concat"]["adapter"], err
-    code, _, err = ccm("generate", "How many?", "--recipe", "mine.yaml", "generation.max_new_tokens=12")
-    assert (code, "[concat: " in err) == (0, True), err
+    for named in (("--recipe", "mine.yaml"), (f"model={toy}", "data=tally", "run_id=mine")):
+        code, _, err = ccm("generate", "How many?", *named, "generation.max_new_tokens=12")
+        assert (code, "[concat: " in err) == (0, True), err
 
 
 @pytest.mark.parametrize(

@@ -88,11 +88,14 @@ def trained(overrides: Sequence[str], recipe: str | None = None) -> Path | None:
     Raises:
         UserError: see `compose.load`.
     """
-    if any(o.startswith(("model.adapter=", "scheme=full", "scheme=nothing")) for o in overrides):
+    from context_memory.train import run_folder
+
+    asked = recipe or any(o.startswith("run_id=") for o in overrides)
+    if not asked or any(o.startswith(("model.adapter=", "scheme=full", "scheme=nothing")) for o in overrides):
         return None
     where = [o for o in overrides if o.startswith(("run_id=", "output="))] if recipe else overrides  # evaluated on other data, perhaps
     config = compose.load(where, recipe)
-    place = config.home() / (config.run_id or "") / "adapter"
+    place = run_folder(config) / "adapter"
     return place if config.run_id and place.is_dir() else None
 
 

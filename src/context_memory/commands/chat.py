@@ -25,7 +25,7 @@ def chat(
         list[str] | None, typer.Argument(help="key=value, e.g. model.name=smollm2-135m-instruct generation.temperature=0.7")
     ] = None,
     adapter: Annotated[str | None, typer.Option(help="An adapter folder; the same as model.adapter=.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="A YAML file of settings; overrides come after it.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A YAML file of settings, and the adapter that ccm train made of it.")] = None,
     open_: Annotated[Path | None, typer.Option("--open", help="Go on with the conversation that /save wrote to this file.")] = None,
     history: Annotated[Path, typer.Option(help="Where the lines that were typed at a terminal are kept for the next time.")] = HISTORY,
 ) -> None:
@@ -45,10 +45,11 @@ def chat(
     if open_ is not None:
         must_be_there(open_.expanduser())  # before the model is loaded, which takes a while
     given = list(overrides or [])
-    adapted = adapter or recipe or any(o.startswith("model.adapter=") for o in given)
+    found = adapter or rows.trained(given, recipe)
+    adapted = found or recipe or any(o.startswith("model.adapter=") for o in given)
     chosen = adapted or any(o.startswith("scheme=") for o in given)
     usual = ([] if chosen else ["scheme=full"]) + ([] if adapted else ["boundary=turn"])
-    config = rows.configure([*usual, *given], recipe, adapter or rows.trained(given, recipe))
+    config = rows.configure([*usual, *given], recipe, found)
     lm, g = rows.load_row(config), config.generation
     session = Session(lm, config.encoder(lm.tokenizer), settings=Settings(g.max_new_tokens, g.temperature, g.top_p, g.seed))
     talk = Talk(session, terminal(), Console(stderr=True))

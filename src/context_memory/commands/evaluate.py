@@ -18,7 +18,7 @@ def evaluate(
         bool, typer.Option("--window", help="A control for each: a sliding window with as many entries and the same pins, nothing trained.")
     ] = False,
     run_id: Annotated[str | None, typer.Option("--run_id", "--run-id", help="Name of the run; the same name goes on.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="A YAML file of settings; overrides come after it.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A YAML file of settings, and the adapter that ccm train made of it.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write to, instead of result/<data>/<run_id>/evaluation.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the folder holds and start anew.")] = False,
 ) -> None:

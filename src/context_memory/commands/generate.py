@@ -12,7 +12,7 @@ def generate(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. generation.max_new_tokens=64 pins=[prompt]")] = None,
     adapter: Annotated[str | None, typer.Option(help="An adapter folder; the same as model.adapter=.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="A YAML file of settings; overrides come after it.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A YAML file of settings, and the adapter that ccm train made of it.")] = None,
 ) -> None:
     """Answer a question, piece by piece. Without an adapter and a scheme: the plain model with its full context."""
     from context_memory import rows
@@ -21,8 +21,9 @@ def generate(
     from context_memory.output import Settings
 
     given = list(overrides or [])
-    chosen = adapter or recipe or any(o.startswith(("model.adapter=", "scheme=")) for o in given)
-    config = rows.configure(given if chosen else [*given, "scheme=full"], recipe, adapter or rows.trained(given, recipe))
+    found = adapter or rows.trained(given, recipe)
+    chosen = found or recipe or any(o.startswith(("model.adapter=", "scheme=")) for o in given)
+    config = rows.configure(given if chosen else [*given, "scheme=full"], recipe, found)
     if not question.strip():
         raise UserError("the question is empty; ask something.")
     lm, g = rows.load_row(config), config.generation

@@ -116,10 +116,10 @@ def markdown(given: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]],
     Raises:
         UserError: the problems are not those that this code makes.
     """
+    from context_memory.console import markdown_table
     from context_memory.data.tally import Tally
     from context_memory.errors import UserError
     from context_memory.metrics import Prediction, summarise, versus
-    from context_memory.report import markdown_table
 
     examples = {e.id: e for e in problems(len(given))}
     if any(p["target"] != examples[p["id"]].target for p in given):

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,3 +49,27 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
     a, b = losses(tmp_path / "tally" / "two"), losses(tmp_path / "tally" / "one")
     assert len(a) == 4 and a == pytest.approx(b, rel=1e-4)
     assert (tmp_path / "tally" / "two" / "adapter" / "ccm.json").is_file()
+
+
+CLOCK = """
+from types import SimpleNamespace
+from accelerate import PartialState
+from context_memory.progress import Clock
+state = PartialState(cpu=True)
+clock, control = Clock(0 if state.process_index else None), SimpleNamespace(should_save=False, should_training_stop=False)
+clock.on_step_end(None, SimpleNamespace(global_step=1, max_steps=2), control)
+print("stops", control.should_training_stop, control.should_save, clock.stopped)
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_stop_when_one_has_no_time_left() -> None:
+    """One that goes on alone would wait for ever."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    common = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    run: Any = {"stdout": subprocess.PIPE, "text": True}
+    ranks = [{**common, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(2)]
+    both = [subprocess.Popen([sys.executable, "-c", CLOCK], env=environment, **run) for environment in ranks]
+    assert [p.communicate(timeout=120)[0].strip() for p in both] == ["stops True True True"] * 2

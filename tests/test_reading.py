@@ -212,3 +212,13 @@ def test_what_is_written_by_hand_is_what_an_example_writes(words) -> None:  # ty
         theirs.run([[segment]])
     assert mine.tokens == theirs.tokens == 1 + 3 * 2  # the sink is kept by the rule that the encoder has
     assert all(torch.equal(a.keys, b.keys) for a, b in zip(mine.layers, theirs.layers))
+
+
+def test_a_context_with_turns_is_not_the_one_without(words) -> None:  # type: ignore[no-untyped-def]
+    lm, encoder = lm_of("concat", words)
+    encoder = Encoder(words, encoder.boundary, encoder.pins, chat=True)
+    plain, turns = ITEMS[0], replace(ITEMS[0], turns=True)
+    together = reading.read(lm, encoder, [plain, turns], 8)
+    alone = [reading.read(lm, encoder, [e], 8)[0] for e in (plain, turns)]
+    assert [r.context_tokens for r in together] == [r.context_tokens for r in alone]
+    assert together[0].context_tokens != together[1].context_tokens

@@ -75,7 +75,7 @@ def test_the_memory_is_asked_and_nothing_else(toy: Path, adapter: Path) -> None:
     assert {n.known for answer in found for n in answer} == {True, False}
 
     whole = recall(*model(toy), [EXAMPLE], ANSWERS[:1])[0]
-    assert all(a.number == b.number and a.p != pytest.approx(b.p, rel=1e-3) for a, b in zip(whole, found[0]))
+    assert all(a.number == b.number and a.p != pytest.approx(b.p, rel=1e-3) for a, b in zip(whole, found[0], strict=True))
 
 
 def test_it_is_a_score_of_every_answer_that_has_numbers(toy: Path, adapter: Path, tmp_path: Path) -> None:
@@ -97,3 +97,10 @@ def test_it_is_a_score_of_every_answer_that_has_numbers(toy: Path, adapter: Path
         Settings(recall=True, generate=False)
     with pytest.raises(UserError, match="recall"):
         evaluate(lm, encoder, dataset, dataset.examples("test")[:6], replace(settings, recall=False), tmp_path)
+
+
+def test_a_number_of_the_question_is_known_whatever_its_commas(toy: Path, adapter: Path) -> None:
+    lm, encoder = model(toy, adapter)
+    answer = "1200 + 7 = 1207\nSo 1,200 and 1,207.\n#### 1207"
+    (found,) = recall(lm, encoder, [Example("A car costs $1,200.", "")], [answer])
+    assert [n.number for n in found] == ["1207", "1207"]

@@ -180,3 +180,14 @@ def test_record_says_what_it_was(evaluation: Path) -> None:
     record: Record = records.read(evaluation / "concat")
     assert (record.name, record.scheme, record.kv_bytes, len(record.lines)) == ("concat", "concat", 8, 8)
     assert record.lines == tuple(ROWS["concat"])
+
+
+def test_a_row_is_compared_after_the_same_contexts(tmp_path: Path) -> None:
+    """One set of questions after one demonstration and after three: the same items, with an upper bound each."""
+    rows = []
+    for k, full in (("1", [0, 0, 0, 0, 0, 0, 0, 0]), ("3", [1, 1, 1, 1, 1, 1, 1, 1])):
+        for scheme, correct in (("full", full), ("concat", [0, 1, 0, 1, 0, 1, 0, 1])):
+            found = [replace(p, asked=f"{k} {p.id}") for p in lines(correct, 10, 1.0)]
+            rows.append(written(tmp_path / k / scheme, scheme, found=found, k=k))
+    differences = {line.record.folder: line.versus.difference for line in report.join(gather(rows)) if line.versus and not line.itself}
+    assert {folder.parent.name: d.mean for folder, d in differences.items() if d} == {"1": 0.5, "3": -0.5}

@@ -82,3 +82,12 @@ def test_the_command(two: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 def test_what_is_shipped_is_whole() -> None:
     assert not [(e.folder, e.trouble) for e in entries([SHIPPED]) if e.trouble]
+
+
+def test_only_hidden_folders_inside_are_left_out(two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place may itself be hidden, or be said as `..`."""
+    shutil.copytree(two, tmp_path / ".cache" / "mine")
+    shutil.copytree(two, tmp_path / ".cache" / "mine" / ".trash")
+    assert len(entries([tmp_path / ".cache" / "mine"])) == 2
+    monkeypatch.chdir(two)
+    assert len(entries([Path("../shelf")])) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,10 @@ from context_memory.data.gsm8k import part
 from context_memory.errors import UserError
 from context_memory.job import Job, prepare
 from context_memory.loading import build
+from context_memory.overrides import written
+from context_memory.plan import IGNORE, layout
+from context_memory.schemes.full import Full
+from context_memory.text import Segment
 from context_memory.train import Result, run_folder, train
 from context_memory.trainer import MARKER, CcmTrainer, Learner, newest, trained
 
@@ -349,6 +354,15 @@ def test_another_configuration_under_the_same_run_id_is_refused(toy: Path, tmp_p
         train(config(toy, tmp_path, "run_id=x", "training.lr=0.5"))
     longer = train(config(toy, tmp_path, "run_id=x", "training.max_steps=8"))
     assert longer.steps == 8
+    shutil.rmtree(run_folder(config(toy, tmp_path, "run_id=x")) / "checkpoints")
+    with pytest.raises(UserError, match=r"started with training\.lr=0\.003, got training\.lr=0\.5"):
+        train(config(toy, tmp_path, "run_id=x", "training.max_steps=8", "training.lr=0.5"))
+
+
+@pytest.mark.parametrize("name", ["7", "true", "1e3", "null", "[a]"])
+def test_a_run_may_be_called_anything(name: str, tmp_path: Path) -> None:
+    assert run_folder(load([f"run_id={written(name)}", f"output={tmp_path}"])).name == name
+    assert run_folder(load(["run_id=7", f"output={tmp_path}"])).name == "7"
 
 
 def test_a_run_without_a_name_is_named_after_its_settings(toy: Path, tmp_path: Path) -> None:
@@ -362,6 +376,34 @@ def test_rows_count_what_they_leave_out(toy: Path, tmp_path: Path) -> None:
     narrow = Rows(rows.examples, rows.encoder, plugins.make("schemes", "concat"), "skip", "memory", 100)  # type: ignore[arg-type]
     assert narrow[0] is None and narrow.left.too_long == 1
     assert set(Collate(rows)([Batch([[0]])])) == set(to_tensors(rows.plan(0)))
+
+
+def test_a_last_token_that_only_the_first_segment_predicts_is_no_label(toy: Path, tmp_path: Path) -> None:
+    """Labels are what is predicted behind the first compression; 0 / 0 of a micro-batch would be the end of a training."""
+    rows = prepare(config(toy, tmp_path)).schedule.rows
+    step, tail = (
+        Segment((5, 9, 3), loss=(True,) * 3, target=True),
+        [Segment((7, 1)[:n], loss=(True,) * n, compress=False) for n in range(3)],
+    )
+    for segments, yes in (([step, tail[2]], True), ([step, tail[1]], False), ([step, tail[0]], False), ([step, step, tail[0]], True)):
+        plan = layout(segments, rows.scheme, rows.positions, supervise="memory")
+        assert rows._labelled(segments) == yes == bool((plan.labels != IGNORE).any())
+
+
+def test_the_teacher_of_a_window_sees_everything(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = prepare(config(toy, tmp_path, "scheme=window", "scheme.size=8", "training.loss=distill"))
+    batch, taught = job.collate([job.schedule[0]]), []
+
+    def spy(rows: Tensor, teacher: Tensor, *rest: object) -> Tensor:
+        taught.append(teacher)
+        return rows.sum()
+
+    monkeypatch.setattr("context_memory.trainer.losses.distillation", spy)
+    Learner(job.lm, "distill")(**batch)
+    whole = to_plan(batch, "teacher_")
+    with torch.no_grad():
+        under = [lm.hidden(whole, adapter=False)[whole.labels != IGNORE] for lm in (job.lm.under(Full()), job.lm)]
+    assert torch.equal(taught[0], under[0]) and not torch.allclose(under[0], under[1], atol=1e-4)
 
 
 def test_a_mark_that_looks_like_another_token_is_told(toy: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import save_file
 
 from context_memory.adapter_page import page
+from context_memory.atomic import write_json, write_text
 from context_memory.errors import UserError
 from context_memory.gate import MAIN
 
@@ -117,9 +118,7 @@ def fingerprint(folder: Path) -> str:
         seen[stamp] = f"weights:{whole}"
         try:
             notes.parent.mkdir(parents=True, exist_ok=True)
-            beside = notes.with_suffix(f".{os.getpid()}.partial")
-            beside.write_text(json.dumps(seen))
-            os.replace(beside, notes)
+            write_text(notes, json.dumps(seen))
         except OSError:
             pass  # a machine on which nothing can be written computes it every time
     return seen[stamp]
@@ -169,13 +168,6 @@ def save(lm: CompressedLM, folder: str | Path, card: Card, dtype: torch.dtype | 
     else:
         os.rename(beside, folder)
     return folder
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write and rename, so that a reader finds the old file or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-    os.replace(beside, path)
 
 
 def called(folder: str | Path) -> str:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from context_memory.atomic import write_text
 from context_memory.data._answers import digits, final_number, same
 from context_memory.data.gsm8k import MARKER, uncomp
-from context_memory.report import write_text
 from context_memory.text import Example
 
 Row = dict[str, str]

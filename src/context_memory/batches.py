@@ -81,7 +81,8 @@ class Rows:
 
     def _labelled(self, segments: Sequence[Segment]) -> bool:
         first = next((i + 1 for i, s in enumerate(segments) if s.compress), len(segments)) if self.supervise == "memory" else 0
-        return any(any(s.loss) for s in segments[first:])
+        flags = [x for s in segments[first:] for x in s.loss or (False,) * len(s.ids)]
+        return any(flags[1:])  # the first is predicted from before them
 
     def plan(self, index: int, n_comp: int | None = None) -> Plan:
         """The example laid out (b = 1), with another number of comp tokens than the scheme's if one is given."""
@@ -157,7 +158,7 @@ class Schedule(TorchDataset[Batch]):
         size = BLOCK if self.shuffle else max(len(order), 1)
         for start in range(0, len(order), size):
             usable = [(found[1], i) for i in order[start : start + size] if (found := self.rows[i]) is not None]
-            if not usable and not start:
+            if not usable and not start and self.shuffle:  # an evaluation without examples is none
                 self._nothing(min(size, len(order)))
             batches = list(self._packed(usable) if self.training.packing else self._alike(usable))
             if self.shuffle:

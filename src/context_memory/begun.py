@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from context_memory.errors import UserError
 from context_memory.records import append, whole_lines
 
@@ -25,12 +27,16 @@ class Partial:
     """The lines that are there, and where more go; several threads may add.
 
     Raises:
-        UserError: it was begun with other settings.
+        UserError: it was begun with other settings, or another process is at it.
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
         self.path, self.settings = partial_of(out), json.loads(json.dumps(settings))
-        self._lock = threading.Lock()
+        self._lock, self._alone = threading.Lock(), FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
+        try:
+            self._alone.acquire()
+        except Timeout:
+            raise UserError(f"another process writes '{self.path}'; wait, or name another --out.") from None
         found = whole_lines(self.path)
         theirs = found[0].get("settings", {}) if found else self.settings
         for k in sorted({*theirs, *self.settings}):
@@ -53,6 +59,8 @@ class Partial:
     def done(self) -> None:
         """All is written elsewhere."""
         self.path.unlink(missing_ok=True)
+        Path(self._alone.lock_file).unlink(missing_ok=True)
+        self._alone.release()
 
 
 def _short(value: Any) -> str:

@@ -179,6 +179,8 @@ class Config:
             kind = PLAIN.get(f.name)
             if kind is not None:
                 value = kind(**{k: v for k, v in value.items() if k in {x.name for x in dataclasses.fields(kind)}})
+            if f.name in ("run_id", "output", "called") and value is not None:
+                value = str(value)
             out[f.name] = _whole(f.name, value) if f.name in FOLDERS and f.name != "pins" and value else value
         return cls(**out)
 

@@ -58,7 +58,12 @@ def size_for(
 
     Args:
         cut: an example's segments, if not the encoder alone can tell.
+
+    Raises:
+        UserError: no examples.
     """
+    if not examples:
+        raise UserError("no examples to read the size of a window off; is evaluation.max_samples 0, or the split empty?")
     texts = [as_fed((cut or encoder.segments)(e), encoder) for e in examples]
 
     def entries(scheme: Scheme, plans: Sequence[Plan]) -> float:

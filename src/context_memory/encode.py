@@ -225,7 +225,8 @@ class Encoder:
 
     def _edges(self, example: Example, answer: tuple[int, ...], starts: Sequence[int], scores: Scores) -> list[int]:
         if example.cuts:
-            return [next((i for i, s in enumerate(starts) if s >= cut), len(answer)) for cut in example.cuts]
+            edges = (next((i for i, s in enumerate(starts) if s >= cut), len(answer)) for cut in example.cuts)
+            return list(dict.fromkeys(edges))  # two within one token are one
         policy = self.boundary.offline if self.mark else self.boundary
         return policy.edges(answer, self.piece, scores.get(policy, ()))
 

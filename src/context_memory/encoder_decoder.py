@@ -199,7 +199,7 @@ class CompressedSeq2Seq(CompressedLM):
             for text in texts
         ]
         encoder = self.encoder if self.tokenizer is not None else None
-        answers = Answers(self, encoder, asked, Settings.of(**options), memory)
+        answers = Answers(self, encoder, asked, Settings.of(**options), None if memory is None else memory.fork())
         list(answers.run())
         return answers.outputs
 

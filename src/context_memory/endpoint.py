@@ -16,9 +16,9 @@ from context_memory import reply
 from context_memory.annotate import Row, readable, row, write
 from context_memory.begun import Partial
 from context_memory.client import Client, NoReply, Settings
+from context_memory.console import bar
 from context_memory.data.gsm8k import MARKER
 from context_memory.errors import UserError
-from context_memory.report import bar
 from context_memory.text import Example
 
 COPIES = 3

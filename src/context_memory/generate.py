@@ -64,8 +64,9 @@ class Decoder:
     ) -> None:
         if not prompts:
             raise InputError("no prompts to answer; give at least one.")
-        self.lm, self.encoder, self.settings, self.prompts = lm, encoder, settings, prompts
-        self.memory = memory if memory is not None else lm.memory(len(prompts))
+        self.lm, self.encoder, self.settings = lm, encoder, settings
+        self.prompts = [lm.scheme.arrange(p) for p in prompts]
+        self.memory, self._lent = memory if memory is not None else lm.memory(len(prompts)), memory is not None
         self.outputs = [Output(prompt_tokens=sum(len(s.ids) for s in p)) for p in prompts]
         encoder.check(lm.origin)
         self._lanes: list[_Row | None] = []
@@ -93,9 +94,13 @@ class Decoder:
         said, out = "", self.outputs[0]
         for _ in self.run():
             text = out.text if out.reason == "stop" else self.encoder.text(out.ids)
+            if out.reason != "stop":
+                text = text[: len(text) - begun(text, self.settings.stop)]
             if len(text) > len(said) and not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half a character waits for its other bytes
                 yield text[len(said) :]
                 said = text
+        if len(out.text) > len(said):  # it ended with what might have become a stop string
+            yield out.text[len(said) :]
 
     def _live(self) -> list[_Row]:
         return [row for row in self._lanes if row is not None]
@@ -126,7 +131,7 @@ class Decoder:
         return True
 
     def _retire(self) -> None:
-        """Complete the outputs of rows that ended; drop such rows once they are half of the batch."""
+        """Complete the outputs of rows that ended; drop such rows once they are half of the batch, unless the memory is the caller's."""
         for lane, row in enumerate(self._lanes):
             if row is None or (row.out.reason == "length" and len(row.out.ids) < self.settings.max_new_tokens):
                 continue
@@ -138,7 +143,7 @@ class Decoder:
                 self.memory.held.segment[lane].clamp_(max=self.memory.step[lane])
             self._lanes[lane] = None
         going = [lane for lane, row in enumerate(self._lanes) if row is not None]
-        if going and 2 * len(going) <= len(self._lanes):
+        if going and 2 * len(going) <= len(self._lanes) and not self._lent:
             self.memory = self.memory.pick(going)
             self._lanes = [self._lanes[lane] for lane in going]
 
@@ -261,6 +266,11 @@ class Decoder:
         ends = torch.tensor([row.prompt_end for row in rows.values()], device=known.device)[:, None]
         for row, n in zip(rows.values(), (known[which] & (held.position[which] < ends)).sum(1).tolist(), strict=True):
             row.held_prompt = n
+
+
+def begun(text: str, stops: Sequence[str]) -> int:
+    """How many characters at the end of the text may be the beginning of a stop string."""
+    return max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
 
 
 def due(waiting: int, tokens: int, lag: int) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, gelu, linear
 
+from context_memory.atomic import whole
 from context_memory.errors import UserError
 
 FORMAT = "context-memory head 1"
@@ -87,10 +87,9 @@ def fit(
 
 def save(head: Head, path: Path, facts: Mapping[str, Any]) -> None:
     """Write the head and what it belongs to, whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     tensors = {name: x.detach().cpu().contiguous() for name, x in head.state_dict().items()}
-    save_file(tensors, beside, {"format": FORMAT, "facts": json.dumps(dict(facts))})
-    os.replace(beside, path)
+    with whole(path) as beside:
+        save_file(tensors, beside, {"format": FORMAT, "facts": json.dumps(dict(facts))})
 
 
 def place(out: Path | None, usual: Path) -> Path:
@@ -138,9 +137,8 @@ def bring_along(plugs: Iterable[object], was: Path, home: Path) -> None:
     """Put the heads of these plug-ins that lie in one adapter folder into another, whose hidden states are the same."""
     for plug in plugs:
         if isinstance(plug, Headed) and plug.file.parent.resolve() == was.resolve() != home.resolve():
-            beside = home / f".{plug.file.name}.{os.getpid()}.partial"
-            shutil.copyfile(plug.file, beside)
-            os.replace(beside, home / plug.file.name)
+            with whole(home / plug.file.name) as beside:
+                shutil.copyfile(plug.file, beside)
 
 
 class Headed:

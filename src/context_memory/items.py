@@ -32,12 +32,13 @@ class Item:
         self.known = exact or not encoder.readers
         """Whether boundaries and pins of the target are known: where hidden states decide, finding them takes passes of the model."""
         segments = cutting.segments(lm, encoder, example) if self.known else encoder.uncut(example)
-        self.plan = target_plan(lm, segments)
+        said = as_fed(segments, encoder)
+        # After a context the end of the turn is not counted, as `reading.read` has it.
+        self.plan = target_plan(lm, said if example.context else segments)
         if (last := int(self.plan.tokens.position.max())) >= lm.max_positions:
             limit = f"and the model has {lm.max_positions}"
             raise UserError(f"item '{example.id}' ends at position {last} {limit}; leave it out, or use another model.")
         given = sum(len(s.ids) for s in segments if not s.target)
-        said = as_fed(segments, encoder)
         self.target_tokens = sum(len(s.ids) for s in said) - given
         self.target_peak = peak_if_said(layout(said, lm.scheme, lm.positions), lm.scheme, given) if self.known else None
         self.line = Prediction(
@@ -48,7 +49,7 @@ class Item:
         self.length = self.plan.shape[1]
         self.kind = (not example.options, not example.context)
         """Items of one kind are evaluated in one way: options are chosen among, a context is written to a memory."""
-        self.together = (example.context, example.running) if example.context else example.id
+        self.together = (example.context, example.running, example.turns) if example.context else example.id
         t = self.plan.tokens
         closed = int((t.raw & ~t.pin & (t.segment < t.segment.max())).sum())
         self.hides = self.plan.hides(lm.scheme) if lm.scheme.static else closed > lm.scheme.capacity(int(t.segment.max()))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from context_memory.atomic import whole
 from context_memory.errors import UserError
 from context_memory.memory import CLOCKS, Memory
 from context_memory.plan import Tokens
@@ -53,14 +53,11 @@ def save(memory: Memory, path: str | Path, notes: Mapping[str, Any] = NOTHING) -
     header["content"] = digest(tensors, header)
     if not path.name:
         raise UserError(f"'{path}' is no file to write a memory to; give it a name, such as jin.ccm.")
-    partial = path.with_name(path.name + ".partial")
     try:
-        save_file(tensors, partial, metadata=header)
-        os.replace(partial, path)
+        with whole(path) as beside:
+            save_file(tensors, beside, metadata=header)
     except (SafetensorError, OSError) as e:
         raise UserError(f"the memory cannot be written to '{path}' ({e}); name a file in a folder that is there.") from e
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def identity(lm: CompressedLM) -> dict[str, str]:

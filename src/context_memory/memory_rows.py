@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
+from context_memory.errors import InputError
 from context_memory.memory import BLANK, CLOCKS, Memory
 from context_memory.plan import Tokens
 
@@ -68,7 +69,12 @@ def inputs(memory: Memory, ids: Sequence[int]) -> dict[str, Any]:
     """Arguments of transformers' `generate`: the cache as a copy, a 2-D mask over memory and prompt, positions from the clock.
 
     `generate` takes the part of `input_ids` that the cache covers as read; there zeros stand for what the memory holds.
+
+    Raises:
+        InputError: the memory has other than one row.
     """
+    if memory.rows != 1:
+        raise InputError(f"a prompt goes on from a memory of one row, this one has {memory.rows}; pick one: memory.pick([0]).")
     cache = DynamicCache()
     for i, layer in enumerate(memory.layers):
         if layer.keys is not None:

@@ -119,7 +119,7 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Versus:
-    """A row against the `full` one on the items that both answered."""
+    """A row against another (`full`, or what `--against` names) on the items that both answered."""
 
     n: int
     difference: Estimate | None
@@ -206,7 +206,8 @@ def versus(row: Sequence[Prediction], full: Sequence[Prediction], nothing: Seque
     lost = sum(a.scores["correct"] < b.scores["correct"] for a, b in said)
     partly = any(p.scores["correct"] not in (0, 1) for pair in said for p in pair)
     lower = {p.key: p for p in nothing}
-    forced = [(a, b, a.nll, b.nll) for a, b in pairs if a.nll is not None and b.nll is not None]  # one target: equally many tokens
+    both = [(a, b) for a, b in pairs if a.nll_tokens == b.nll_tokens]  # other tokens of a target, as another tokenizer's, compare nothing
+    forced = [(a, b, a.nll, b.nll) for a, b in both if a.nll is not None and b.nll is not None]
     gap = [(c.nll - mine, c.nll - best) for a, _, mine, best in forced if (c := lower.get(a.key)) is not None and c.nll is not None]
     right = [(a.scores["correct"], b.scores["correct"], c.scores["correct"]) for a, b in said if (c := lower.get(a.key)) and c.scores]
     won = [(mine - worst, best - worst) for mine, best, worst in right]
@@ -219,7 +220,7 @@ def versus(row: Sequence[Prediction], full: Sequence[Prediction], nothing: Seque
         kv_ratio=_ratio([(a.peak_reasoning_kv, b.peak_reasoning_kv) for a, b in said]),
         kv_ratio_whole=_ratio([(a.peak_kv, b.peak_kv) for a, b in said]),
         nll_difference=ratio([mine - best for *_, mine, best in forced], [a.nll_tokens for a, *_ in forced]) if forced else None,
-        gap_closed=ratio(*zip(*gap, strict=True)) if sum(whole for _, whole in gap) else None,
+        gap_closed=ratio(*zip(*gap, strict=True)) if sum(whole for _, whole in gap) > 0 else None,
         accuracy_gap_closed=ratio(*zip(*won, strict=True)) if sum(whole for _, whole in won) > 0 else None,
     )
 

@@ -6,7 +6,6 @@ A cell is what a token (row) can see of an earlier one (column): text of its own
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ import torch
 from rich.text import Text
 from torch import Tensor
 
+from context_memory.atomic import whole
 from context_memory.plan import SLOT, Plan
 from context_memory.schemes.base import Scheme
 
@@ -97,7 +97,6 @@ def save(grid: Tensor, path: Path, title: str) -> Path:
     handles = [Patch(facecolor=k.colour, edgecolor="#999999", label=k.name) for k in KINDS[1:]]
     axes.legend(handles=handles, loc="upper right", frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    figure.savefig(beside, dpi=150, format="png")
-    os.replace(beside, path)
+    with whole(path) as beside:
+        figure.savefig(beside, dpi=150, format="png")
     return path

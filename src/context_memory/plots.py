@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from context_memory.atomic import whole
 from context_memory.depths import depth_of
 
 if TYPE_CHECKING:
@@ -130,7 +130,6 @@ def _figure() -> tuple[Any, Any]:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    figure.savefig(beside, dpi=DPI, format="png")
-    os.replace(beside, path)
+    with whole(path) as beside:
+        figure.savefig(beside, dpi=DPI, format="png")
     return path

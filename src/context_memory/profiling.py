@@ -9,7 +9,6 @@ observes: results stay the same, the steps that are recorded take longer. Switch
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,8 @@ from typing import Any
 import torch
 from torch import profiler
 from transformers import TrainerCallback
+
+from context_memory.atomic import whole, write_text
 
 TRACE, TABLE = "trace.json", "operators.txt"
 DECODING, TRAINING = range(3, 14), range(2, 5)
@@ -35,12 +36,11 @@ def profiled(on: bool, folder: Path, steps: range) -> Iterator[Callable[[], None
         return
 
     def write(seen: profiler.profile) -> None:
-        seen.export_chrome_trace(str(beside := folder / f".{os.getpid()}.partial"))
-        os.replace(beside, folder / TRACE)
+        with whole(folder / TRACE) as beside:
+            seen.export_chrome_trace(str(beside))
         where = "cuda" if torch.cuda.is_available() else "cpu"
         table = seen.key_averages().table(sort_by=f"self_{where}_time_total", row_limit=OPERATORS)
-        beside.write_text(table)
-        os.replace(beside, folder / TABLE)
+        write_text(folder / TABLE, table)
 
     plan = profiler.schedule(wait=steps.start - 2, warmup=1, active=len(steps), repeat=1)
     with profiler.profile(schedule=plan, on_trace_ready=write) as recorder:

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from torch.nn.utils import get_total_norm
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
@@ -31,7 +32,8 @@ class Clock(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         late = self.until is not None and time.monotonic() > self.until
-        if (late or self.stopped) and state.global_step < state.max_steps:
+        # All processes stop after the same step, or the others would wait for ever for the one that has left.
+        if any(gather_object([late or self.stopped])) and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = control.should_training_stop = True
 
@@ -146,7 +148,7 @@ def trackers(config: Config, folder: Path) -> list[str]:
             print(f"wandb: {reason}; training goes on without it (--no_wandb leaves out this line).", file=sys.stderr)
         else:
             os.environ |= {
-                "WANDB_RUN_ID": f"{config.data['name']}-{folder.name}",
+                "WANDB_RUN_ID": f"{folder.parent.name}-{folder.name}",
                 "WANDB_RESUME": "allow",
                 "WANDB_DIR": str(folder),
             }

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from context_memory import compose, control, report, rows
+from context_memory import compose, console, control, report, rows
 from context_memory.adapter import CARD
 from context_memory.config import Config
 from context_memory.errors import UserError
@@ -77,7 +77,7 @@ def run(p: Plan, fresh: bool = False) -> list[Line]:
     assert trained.adapter is not None
     say(f"[bold]3/3 evaluation[/] on {p.problems} held-out problems, five ways")
     table = five(p, trained.adapter, trained.steps)
-    with report.bar() as progress:
+    with console.bar() as progress:
         records = rows.run(table, p.out / "evaluation", progress=progress)
     lines = report.publish(records, p.out)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -55,16 +55,16 @@ def read(lm: CompressedLM, encoder: Encoder, examples: Sequence[Example], batch_
     Raises:
         InputError: a text to read has no tokens.
     """
-    contexts = list(dict.fromkeys((e.context, e.running) for e in examples))
+    contexts = list(dict.fromkeys((e.context, e.running, e.turns) for e in examples))
     home = {context: row for row, context in enumerate(contexts)}
-    shown = [next(e for e in examples if (e.context, e.running) == c) for c in contexts]
+    shown = [next(e for e in examples if (e.context, e.running, e.turns) == c) for c in contexts]
     memory = lm.memory(len(contexts))
     arranged = [lm.scheme.arrange(encoder.prompt(e)[: len(e.context)]) for e in shown]
     last = _ends(memory, arranged, lm.base.get_input_embeddings().weight.new_zeros(len(contexts), lm.base.config.hidden_size))
     share, out = memory.nbytes() // memory.rows, list[Reading]()
     for start in range(0, len(examples), batch_size):
         asked = examples[start : start + batch_size]
-        rows = [home[e.context, e.running] for e in asked]
+        rows = [home[e.context, e.running, e.turns] for e in asked]
         sums = _answers(lm, encoder, memory.pick(rows), last[rows], asked, batch_size)
         for row, pairs in zip(rows, sums):
             nll, tokens = zip(*pairs)

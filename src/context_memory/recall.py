@@ -78,12 +78,12 @@ class _Probe(NamedTuple):
 
 def _probes(answer: Sequence[int], prompt: str, encoder: Encoder) -> Iterator[_Probe]:
     """The lines that take a number from an earlier one."""
-    given, earlier = set(NUMBER.findall(prompt)), set[str]()
+    given, earlier = {n.replace(",", "") for n in NUMBER.findall(prompt)}, set[str]()
     for line in _lines(answer, encoder):
         ids = (*encoder.ids("\n"), *line)
         said: dict[str, list[int]] = {}
-        for tokens in Piece(ids, [encoder.piece(i) for i in ids]).numbers():
-            said.setdefault("".join(encoder.piece(ids[t]) for t in tokens).strip(), tokens)
+        for number, tokens in Piece(ids, [encoder.piece(i) for i in ids]).figures():
+            said.setdefault(number, tokens)
         if wanted := {number: tokens for number, tokens in said.items() if number in earlier - given}:
             yield _Probe(ids, wanted)
         earlier |= said.keys()

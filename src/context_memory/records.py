@@ -23,7 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from context_memory.adapter import write_json
+from context_memory.atomic import write_json, write_text
 from context_memory.errors import UserError
 from context_memory.metrics import Metrics, Prediction, plain
 from context_memory.text import Example
@@ -101,9 +101,7 @@ class Store:
 
     def finish(self, lines: Sequence[Prediction], metrics: Metrics, notes: Mapping[str, Any]) -> None:
         """All lines in their order, and what they come to."""
-        beside = self.folder / f".{LINES}.{os.getpid()}.partial"
-        beside.write_text("".join(_line(p) for p in lines), encoding="utf-8")
-        os.replace(beside, self.folder / LINES)
+        write_text(self.folder / LINES, "".join(_line(p) for p in lines))
         (self.folder / PARTIAL).unlink(missing_ok=True)
         write_json(self.folder / METRICS, {**notes, **plain(metrics), "settings": self.settings})
 
@@ -118,7 +116,7 @@ def append(path: Path, text: str) -> None:
 
 
 def whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file; what was cut off while it was written is left out. None if there is no file."""
+    """The objects of a .jsonl file; what was cut off while it was written is left out. Empty if there is no file."""
     out: list[dict[str, Any]] = []
     for line in path.read_bytes().split(b"\n") if path.is_file() else []:
         try:
@@ -209,12 +207,14 @@ def _version(name: str) -> str | None:
 @lru_cache(maxsize=1)
 def _commit() -> str | None:
     """The commit of the code, where it runs from a checkout."""
+    ours = ["git", "ls-files", "--error-unmatch", Path(__file__).name]  # or it is that of a repository around an installed package
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
-        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True)
+        how: Any = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "timeout": 10, "check": True}
+        found = [subprocess.run(c, **how) for c in (ours, command)]
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
+    return found[-1].stdout.strip() or None
 
 
 def _asked(row: Record) -> list[tuple[str, ...]]:

@@ -7,25 +7,15 @@ was published, a window); where there is none, those columns stay empty.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
-from context_memory.adapter import write_json
+from context_memory.atomic import write_json, write_text
+from context_memory.console import markdown_table, terminal
 from context_memory.depths import depth_of
 from context_memory.intervals import Estimate
 from context_memory.metrics import Metrics, Prediction, Versus, natural, plain, summarise, versus
@@ -67,6 +57,8 @@ def join(records: Sequence[Record], against: Sequence[Record] = ()) -> list[Line
     for r in (records := by_depth(records)):
         keys = {p.key for p in r.lines}
         same = [o for o in records if o.ground == r.ground and keys & {p.key for p in o.lines}]
+        asked = {p.asked for p in r.lines}
+        same.sort(key=lambda o: asked.isdisjoint(p.asked for p in o.lines))  # after the same contexts first
         other = next((o for o in named or [o for o in same if o.scheme == "full"] if keys & {p.key for p in o.lines}), None)
         ends = other is not None and other.scheme == "full"
         nothing = next((o for o in same if o.scheme == "nothing" and ends), None)
@@ -206,37 +198,10 @@ def publish(records: Sequence[Record], folder: Path, against: Sequence[Record] =
     return lines
 
 
-def terminal() -> Console:
-    """Where tables go. What is not a terminal has no width of its own, and a table should not be folded to 80 columns there."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
-
-
 def _summary(line: Line) -> dict[str, Any]:
     r, against = line.record, plain(line.versus) if line.versus else None
     facts = {"name": r.name, "scheme": r.settings["scheme"], "command": r.run["command"], "commit": r.run.get("commit")}
     return {**facts, "metrics": plain(line.metrics), "versus_full": against, "wrong": line.faults}
-
-
-def bar() -> Progress:
-    """The progress bar of an evaluation, on stderr so that a table can be piped."""
-    return Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True),
-    )  # fmt: skip
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write and rename."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
-
-
-def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The first column to the left, all others to the right."""
-    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def _interval(e: Estimate, end: bool = False) -> str:

@@ -44,8 +44,8 @@ def entries(places: Iterable[Path], base: str = "") -> list[Entry]:
     for place in places:
         if not place.is_dir():
             raise UserError(f"no folder '{place}'; give one that holds adapters, as `adapters` or `result`.")
-    cards = sorted({card for place in places for card in place.rglob(CARD)})
-    found = [_entry(card.parent) for card in cards if not any(part.startswith(".") for part in card.parts[:-1])]
+    cards = sorted({c for place in places for c in place.rglob(CARD) if not any(p.startswith(".") for p in c.relative_to(place).parts)})
+    found = [_entry(card.parent) for card in cards]
     kept = [e for e in found if base in ("", e.base)]
     if not kept:
         there = ", ".join(sorted({e.base for e in found if e.base}))

@@ -11,11 +11,11 @@ from typing import Any
 from rich.table import Table
 
 from context_memory import intervals
-from context_memory.adapter import write_json
+from context_memory.atomic import write_json, write_text
+from context_memory.console import markdown_table, terminal
 from context_memory.metrics import plain
 from context_memory.plots import perplexities
 from context_memory.records import facts_of_this_run
-from context_memory.report import markdown_table, terminal, write_text
 from context_memory.rows import slug
 from context_memory.streaming import FULL, WINDOW, Result, Span
 

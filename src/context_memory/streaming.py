@@ -18,7 +18,7 @@ from typing import Any
 from rich.progress import Progress
 
 from context_memory import plugins, rows
-from context_memory.adapter import write_json
+from context_memory.atomic import write_json
 from context_memory.config import Config
 from context_memory.encode import Encoder
 from context_memory.errors import UserError

@@ -19,6 +19,7 @@ from transformers import TrainingArguments
 
 from context_memory import adapter as folders
 from context_memory import gate, head, joint
+from context_memory.atomic import write_json
 from context_memory.config import Config
 from context_memory.errors import UserError
 from context_memory.job import Job, lower, prepare
@@ -120,7 +121,7 @@ def _run(job: Job, folder: Path, told: list[str], main: bool) -> Result:
         if config.model.adapter:
             head.bring_along([config.make("boundary"), *config.make("pins")], Path(config.model.adapter), result.adapter)
         note = {k: v for k, v in asdict(result).items() if k not in ("folder", "adapter")}
-        folders.write_json(folder / "result.json", {**note, "length": _length(config)})
+        write_json(folder / "result.json", {**note, "length": _length(config)})
     return result
 
 
@@ -167,7 +168,7 @@ def _finished(folder: Path, config: Config) -> Result | None:
 def _same_run(folder: Path, config: Config) -> None:
     """Raises UserError if the folder holds a run of another configuration; else remembers this one."""
     note = folder / "config.json"
-    if note.is_file() and newest(folder / "checkpoints") is not None:
+    if note.is_file() and (newest(folder / "checkpoints") is not None or (folder / "result.json").is_file()):
         theirs = Config.from_dict(json.loads(note.read_text()))
         a, b = _flat(significant(theirs)), _flat(json.loads(json.dumps(significant(config))))
         for k in sorted({*a, *b}):
@@ -176,7 +177,7 @@ def _same_run(folder: Path, config: Config) -> None:
                     f"run '{folder.name}' was started with {k}={a.get(k)}, got {k}={b.get(k)}; choose another run_id, "
                     f"or delete '{folder}' to start again."
                 )
-    folders.write_json(note, config.to_dict())
+    write_json(note, config.to_dict())
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

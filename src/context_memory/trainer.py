@@ -21,11 +21,12 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 
 from context_memory import loss as losses
-from context_memory.adapter import write_json
+from context_memory.atomic import write_json
 from context_memory.batches import Collate, to_plan
 from context_memory.job import Job
 from context_memory.model import CompressedLM
-from context_memory.plan import IGNORE, Plan
+from context_memory.plan import IGNORE
+from context_memory.schemes.full import Full
 
 MARKER, TRAINED, BEST, PROGRESS = "complete", "trained.safetensors", "best.safetensors", "progress.json"
 
@@ -40,22 +41,20 @@ class Learner(nn.Module):
     def forward(self, num_items_in_batch: Tensor | int | None = None, **batch: Tensor) -> dict[str, Tensor]:
         """Sum of the losses of all labels, divided by `num_items_in_batch` (or by their number)."""
         plan = to_plan(batch)
-        rows, labels = self.rows(plan)
+        where = plan.labels != IGNORE
+        rows, labels = self.lm.hidden(plan)[where], plan.labels[where]
         vocabulary = int(self.lm.base.config.vocab_size)
         if self.loss == "distill" and "teacher_ids" in batch:
             with torch.no_grad():
-                teacher, _ = self.rows(to_plan(batch, "teacher_"), adapter=False)
+                whole = to_plan(batch, "teacher_")
+                # Under `full`, whatever the scheme: a window would hide from the teacher too.
+                teacher = self.lm.under(Full()).hidden(whole, adapter=False)[whole.labels != IGNORE]
             total = losses.distillation(rows, teacher, self.lm.logits, vocabulary)
         else:
             total = losses.cross_entropy(rows, labels, self.lm.logits, vocabulary)
         # A batch without a comp token still owes its embeddings a gradient: every rank must have all of them.
         total = total + sum(0.0 * p.sum() for p in self.lm.comp.parameters())
         return {"loss": total / (len(labels) if num_items_in_batch is None else num_items_in_batch)}
-
-    def rows(self, plan: Plan, adapter: bool = True) -> tuple[Tensor, Tensor]:
-        """(N, hidden) states and (N,) labels of the positions that have a label."""
-        where = plan.labels != IGNORE
-        return self.lm.hidden(plan, adapter=adapter)[where], plan.labels[where]
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ def adapters(
     import json
     from dataclasses import asdict
 
-    from context_memory.report import terminal
+    from context_memory.console import terminal
     from context_memory.shelf import entries, table
 
     found = entries(folders or [Path("adapters")], base)

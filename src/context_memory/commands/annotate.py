@@ -92,7 +92,7 @@ def annotate(
 
 def by_adapter(config: Config, examples: Sequence[Example], length: float | None, out: Path) -> None:
     """Where the model with its adapter says: as the oracle measures, or as a policy reads off its hidden states."""
-    from context_memory import cutting, report, rows
+    from context_memory import console, cutting, rows
     from context_memory.begun import Partial
     from context_memory.evaluate import Settings, describe
     from context_memory.oracle import Oracle
@@ -103,7 +103,7 @@ def by_adapter(config: Config, examples: Sequence[Example], length: float | None
     oracle = None if length is None else Oracle(length, longest=encoder.boundary.max_segment)
     partial = Partial(out, settings)
     known = {(line["prompt"], line["target"]): line["places"] for line in partial.lines}
-    with report.bar() as progress:
+    with console.bar() as progress:
         task = progress.add_task("solutions", total=len(examples), speed="")
 
         def places(example: Example) -> Sequence[int]:

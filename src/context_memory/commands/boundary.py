@@ -77,7 +77,7 @@ def evaluate(
 
 
 def _told(adapter: Path, overrides: list[str] | None, recipe: str | None, split: str, problems: int) -> tuple[Config, CompressedLM, Told]:
-    from context_memory import report, rows, telling
+    from context_memory import console, rows, telling
 
     given = list(overrides or [])
     if recipe is None and not any(o.startswith(("boundary=", "boundary.")) for o in given):
@@ -85,7 +85,7 @@ def _told(adapter: Path, overrides: list[str] | None, recipe: str | None, split:
     config = rows.configure(given, recipe, adapter)
     lm = rows.load_row(config)
     examples = list(config.examples(split, problems))
-    with report.bar() as progress:
+    with console.bar() as progress:
         return config, lm, telling.collect(lm, config.encoder(lm.tokenizer), examples, progress)
 
 
@@ -93,9 +93,9 @@ def _publish(report: dict[str, Any], place: Path) -> None:
     """Print what is known of a classifier; write it beside its file as JSON and PNG."""
     from rich.table import Table
 
-    from context_memory.adapter import write_json
+    from context_memory.atomic import write_json
+    from context_memory.console import terminal
     from context_memory.plots import curve
-    from context_memory.report import terminal
 
     title = f"{report['boundaries']:,} boundaries in {report['tokens']:,} tokens, AUC {report['auc']:.4f}"
     table = Table(title=title, title_justify="left")

@@ -36,9 +36,9 @@ def chat(
     from rich.console import Console
 
     from context_memory import rows
+    from context_memory.console import terminal
     from context_memory.memory_file import must_be_there
     from context_memory.output import Settings
-    from context_memory.report import terminal
     from context_memory.session import Session
     from context_memory.talk import Talk
 

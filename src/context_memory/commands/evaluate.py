@@ -28,10 +28,11 @@ def evaluate(
     """
     from dataclasses import replace
 
-    from context_memory import control, report, rows
+    from context_memory import console, control, report, rows
+    from context_memory.overrides import written
 
     given = list(overrides or [])
-    given += [f"run_id={run_id}"] if run_id else []
+    given += [f"run_id={written(run_id)}"] if run_id else []
     chosen = adapter or rows.trained(given, recipe)
     config = rows.configure(given, recipe, chosen)
     others = [_other(text, given, recipe) for text in row or []]
@@ -42,7 +43,7 @@ def evaluate(
     beside = [control.window(rows.Row(name, c), f"window for {name}" if len(named) > 1 else "") for name, c in named if window]
     table = rows.rows_of(config, [*named, *((r.name, r.config) for r in beside)], ends=not alone)
     folder = out or _folder(config)
-    with report.bar() as progress:
+    with console.bar() as progress:
         records = rows.run(table, folder, fresh=fresh, progress=progress)
     report.publish(records, folder)
 

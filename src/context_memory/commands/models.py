@@ -16,9 +16,9 @@ def models(
     n_comp: Annotated[int, typer.Option("--n-comp", min=1, help="Comp tokens that adapter sizes are given for.")] = 2,
 ) -> None:
     """Print the known models with their parameters, KV bytes a token and adapter size. Downloads nothing."""
+    from context_memory.console import terminal
     from context_memory.fetch import cached
     from context_memory.models import table
-    from context_memory.report import terminal
 
     if context.invoked_subcommand is None:
         terminal().print(table(rank, n_comp, cached()))

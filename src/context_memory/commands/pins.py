@@ -33,8 +33,8 @@ def train(
     """
     from rich.table import Table
 
-    from context_memory import head, report, rows, saliency, telling
-    from context_memory.adapter import write_json
+    from context_memory import console, head, rows, saliency, telling
+    from context_memory.atomic import write_json
     from context_memory.errors import UserError
     from context_memory.pins.learned import FILE
     from context_memory.records import facts_of_this_run
@@ -44,7 +44,7 @@ def train(
     config.pins = {name: settings for name, settings in config.pins.items() if name == "prompt"}  # what rules keep is not forgotten
     lm = rows.load_row(config)
     encoder = config.encoder(lm.tokenizer)
-    with report.bar() as progress:
+    with console.bar() as progress:
         found = saliency.collect(lm, encoder, list(config.examples("train", problems)), progress)
     parts = telling.division(found.problem, seed)
     learn, test = found.part(parts["train"]), found.part(parts["test"])
@@ -62,6 +62,6 @@ def train(
     table.add_column("tokens a segment", justify="right")
     for name, (share, length) in kept.items():
         table.add_row(name, f"{100 * share:.1f}", f"{length:.1f}")
-    report.terminal().print(table)
+    console.terminal().print(table)
     write_json(place.with_suffix(".json"), {"budget": budget, "kept": kept, **facts_of_this_run()})
     print(f"{place}: ccm evaluate --adapter {adapter} pins=[prompt,learned] pins.learned.budget={budget}")

@@ -23,10 +23,10 @@ def show(
     """
     from context_memory import pictures
     from context_memory.compose import load
+    from context_memory.console import terminal
     from context_memory.errors import UserError
     from context_memory.overrides import is_override
     from context_memory.plan import layout
-    from context_memory.report import terminal
     from context_memory.show import draw
 
     overrides = [a for a in arguments if is_override(a)]

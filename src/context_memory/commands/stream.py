@@ -40,7 +40,7 @@ def stream(
     Beside it: sink and window with as many entries, and the full context of the first tokens. Positions count within the cache. Of an
     adapter's pins the sink alone is kept.
     """
-    from context_memory import report, rows, stream_report, streaming
+    from context_memory import console, rows, stream_report, streaming
     from context_memory.data._files import text_of
     from context_memory.data._hub import book
     from context_memory.errors import UserError
@@ -65,6 +65,6 @@ def stream(
     settings = Settings(window, chunk, slots, first, spacing, cache)
     name = run_id or config.run_id or (Path(config.model.adapter or config.model.name).name + "-" + "-".join(texts))
     folder = out or Path(config.output) / "stream" / rows.slug(name)
-    with report.bar() as progress:
+    with console.bar() as progress:
         results = streaming.run(config, texts, settings, options, folder, fresh=fresh, progress=progress)
     stream_report.publish(results, folder)

@@ -26,7 +26,7 @@ def traces(
     """
     from dataclasses import replace
 
-    from context_memory import report, rows
+    from context_memory import console, rows
     from context_memory import traces as own
     from context_memory.output import Settings
 
@@ -40,7 +40,7 @@ def traces(
     decode = Settings(g.max_new_tokens, g.temperature, g.top_p, g.seed)
     own.check(examples, decode, out, samples, batch_size)
     lm = rows.load_row(config)
-    with report.bar() as progress:
+    with console.bar() as progress:
         found = own.sample(
             lm, config.encoder(lm.tokenizer), config.dataset(), examples, decode, out,
             samples=samples, batch_size=batch_size, wrong=wrong, progress=progress,

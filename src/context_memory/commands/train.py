@@ -19,9 +19,10 @@ def train(
     With model.joint=true both at once, the task learnt with the memory on.
     """
     from context_memory.compose import load
+    from context_memory.overrides import written
 
     given = list(overrides or [])
-    given += [f"run_id={run_id}"] if run_id else []
+    given += [f"run_id={written(run_id)}"] if run_id else []
     given += ["training.wandb=false"] if no_wandb else []
     config = load(given, recipe)
     run(config, dry_run)

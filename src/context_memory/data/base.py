@@ -15,7 +15,7 @@ class Dataset(ABC):
 
     plugin: ClassVar[bool] = True
     samples: ClassVar[tuple[Example, ...]] = ()
-    """Three inline examples, for tests and `--dry-run`."""
+    """Three inline examples, for tests."""
 
     @abstractmethod
     def examples(self, split: str) -> Sequence[Example]:

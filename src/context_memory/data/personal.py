@@ -82,14 +82,14 @@ class Personal(Dataset):
         return ("", said(example.target), among(example.options, answer)) if example.options else None
 
     def score(self, example: Example, answer: str) -> dict[str, float]:
-        """For ratings also how far off, as 1 for the right one and 0 for the other end of the scale; for free texts ROUGE-L."""
+        """For ratings also `mae`: how many points the answer is off, the whole scale where it is no number; for free texts ROUGE-L."""
         scores = {"correct": float(said(answer) == said(example.target))}
         if not example.options:
             return scores | {"rouge_l": rouge_l(example.target, answer)}
-        if not all(o.isdigit() for o in example.options):
+        if not all(o.isdecimal() for o in example.options):
             return scores
         span = max(map(int, example.options)) - min(map(int, example.options))
-        off = min(span, abs(int(said(answer)) - int(example.target))) if said(answer).isdigit() else span
+        off = min(span, abs(int(said(answer)) - int(example.target))) if said(answer).isdecimal() else span
         return scores | {"mae": float(off)}
 
 

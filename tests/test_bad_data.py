@@ -181,13 +181,15 @@ def test_conversations(tmp_path: Path) -> None:
         (b'{"dialog": ["Hi.", "Ho."]}\nnull', r"line 2: needs an object .*, got nothing"),
         (b'{"dialog": ["Hi.", "caf\xe9"]}', r"byte 0xe9, which is not UTF-8 at offset 23 \(line 1\)"),
         (b"\n\n", r"4.jsonl has no rows"),
-        (b'{"dialog": ["Hi.", "Ho."]}', r"no conversation of the test split has 14 turns, the longest has 2; lower data.turns"),
+        (b'{"dialog": ["Hi.", "Ho."]}', r"none of its 1 conversations is in the test split; give more, or a folder"),
+        (b'{"dialog": ["Hi.", "half \\ud800"]}', r"line 1: turn 2 must be a text, got 'half"),
+        (b'{"dialog": ["Hi.", "Hi."]}', r"no conversation of the test split has 14 turns, the longest has 2; lower data.turns"),
     )):  # fmt: skip
         (tmp_path / f"{i}.jsonl").write_bytes(raw)
         refused(Dialogue(str(tmp_path / f"{i}.jsonl")), message)
     refused(Dialogue(str(tmp_path / "5.jsonl")), r"train split has 3 turns, the longest has 2; give longer ones", "train")
-    refused(Fact(str(tmp_path / "5.jsonl")), r"has 12 turns, the longest has 2; lower data.turns")
-    assert len(Fact(str(tmp_path / "5.jsonl"), turns=2).examples("test")) == 1  # control
+    refused(Fact(str(tmp_path / "7.jsonl")), r"has 12 turns, the longest has 2; lower data.turns")
+    assert len(Fact(str(tmp_path / "7.jsonl"), turns=2).examples("test")) == 1  # control
 
 
 def test_books(tmp_path: Path) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from errno import EACCES, EDQUOT, EEXIST, EFBIG, EISDIR, ENOSPC, ENOTDIR, EPERM, EROFS
 from importlib import metadata
 from typing import Annotated
 
 import typer
+from safetensors import SafetensorError
 
 from context_memory import commands
 from context_memory.errors import UserError
+
+MENDABLE = [os.strerror(n) for n in (EACCES, EDQUOT, EEXIST, EFBIG, EISDIR, ENOSPC, ENOTDIR, EPERM, EROFS)]
+"""What is wrong with a folder or a disk, and not with the code."""
 
 
 def assemble() -> typer.Typer:
@@ -57,6 +63,11 @@ def main(arguments: Sequence[str] | Callable[[], Sequence[str]] | None = None) -
         assemble()(args=None if given is None else list(given), prog_name="ccm")
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+    except (OSError, SafetensorError) as e:
+        if not any(fault in str(e) for fault in MENDABLE):
+            raise
+        print(f"error: {e}; free some space, or name another place.", file=sys.stderr)
         sys.exit(2)
 
 

@@ -38,8 +38,9 @@ AT_LEAST: dict[str, float] = {
     "training.save_steps": 1, "training.log_steps": 1, "training.lr": 0, "training.warmup": 0, "training.patience": 0,
     "training.eval_samples": 0, "training.epochs": 0, "generation.max_new_tokens": 1, "evaluation.batch_size": 1,
     "data.train_ratio": 0, "data.max_train_samples": 1, "data.max_eval_samples": 0,
-    "data.problems": 1, "evaluation.max_samples": 1,
+    "data.problems": 1, "evaluation.max_samples": 1, "training.seed": 0, "training.threads": 1, "generation.seed": 0,
 }  # fmt: skip
+AT_MOST: dict[str, float] = {"training.warmup": 1, "data.train_ratio": 1, "training.seed": 2**32 - 1, "generation.seed": 2**32 - 1}
 
 
 def load(overrides: Sequence[str] = (), recipe: str | Path | None = None) -> Config:
@@ -49,6 +50,10 @@ def load(overrides: Sequence[str] = (), recipe: str | Path | None = None) -> Con
         UserError: an unknown key, value, plug-in or recipe; the message names it and says what there is.
     """
     every = said(overrides, recipe)
+    for group, names in choices(every).items():
+        if group != "pins" and len(names) != 1:
+            got = ", ".join(names) or "none"
+            raise UserError(f"{group}= takes one name, got {got}; for a row of each: ccm evaluate --sweep {group}=a,b.")
     tree = _compose(every, {**FIRST, **choices(every)})
     config = Config.from_dict(tree)
     _check(config)
@@ -172,8 +177,15 @@ def _check(config: Config) -> None:
             raise UserError(f"{key} must be one of {', '.join(allowed)}; got '{value}'.")
     for key, least in AT_LEAST.items():
         group, name = key.split(".")
-        if (value := tree[group].get(name)) is not None and value < least:
+        if (value := tree[group].get(name)) is not None and not value >= least:
             raise UserError(f"{key} must be at least {least:g}, got {value:g}.")
+    for key, most in AT_MOST.items():
+        group, name = key.split(".")
+        if (value := tree[group].get(name)) is not None and value > most:
+            raise UserError(f"{key} must be at most {most:g}{', a share,' if most == 1 else ''} got {value:g}.")
+    for name, settings in config.pins.items():
+        if settings.get("budget", 0) < 0:
+            raise UserError(f"pins.{name}.budget must be at least 0, got {settings['budget']}.")
     for group in FOLDERS:
         config.make(group)
     if config.gate() == "comp" and not config.scheme.get("n_comp"):

@@ -206,7 +206,10 @@ class Config:
 
     def encoder(self, tokenizer: Any) -> Encoder:
         """How texts become segments: boundary, pins, roles and what is done with the question."""
-        return Encoder(tokenizer, self.make("boundary"), self.make("pins"), chat=self.model.chat, prompt=self.model.prompt)
+        try:
+            return Encoder(tokenizer, self.make("boundary"), self.make("pins"), chat=self.model.chat, prompt=self.model.prompt)
+        except ValueError as e:  # a mark that the tokenizer has not
+            raise UserError(str(e)) from e
 
     def dataset(self) -> Dataset:
         """Where examples come from and who scores them: the chosen plug-in, `data.problems` of its problems in one."""

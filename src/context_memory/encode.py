@@ -113,9 +113,10 @@ class Encoder:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])  # no word about long texts
 
     def piece(self, token: int) -> str:
-        """The text of one token."""
+        """The text of one token within a text: a decoder of sentencepiece drops the blank at the beginning of one."""
         if token not in self._pieces:
-            self._pieces[token] = self.tokenizer.decode([token])
+            before = self.ids("a")[-1:]
+            self._pieces[token] = self.tokenizer.decode([*before, token])[len(self.tokenizer.decode(before)) :]
         return self._pieces[token]
 
     def text(self, ids: Sequence[int]) -> str:

@@ -106,8 +106,8 @@ def install(layers: Iterable[nn.Module], adapter_name: str = MAIN, attention: st
                     module.lora_variant[adapter_name] = GatedLora(seat, every)
                     module.cast_input_dtype_enabled = False  # PEFT would cast every row, gated or not
                     sockets.append(Socket(parent, name, module, adapter_name))
-        layer.get_submodule(attention).register_forward_pre_hook(_sit(seat), with_kwargs=True)
-        layer.register_forward_hook(_rise(seat), always_call=True)
+        layer.get_submodule(attention).register_forward_pre_hook(_Sit(seat), with_kwargs=True)
+        layer.register_forward_hook(_Rise(seat), always_call=True)
     return sockets
 
 
@@ -123,20 +123,24 @@ def unplugged(sockets: Iterable[Socket]) -> Iterator[None]:
             socket.plug()
 
 
-def _sit(seat: Seat):  # type: ignore[no-untyped-def]
-    def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+@dataclass(eq=False)
+class _Sit:
+    """A hook as an object, so that a copy of the model brings its own seat along."""
+
+    seat: Seat
+
+    def __call__(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         gate = kwargs.get("lora_gate")
         assert gate is None or isinstance(gate, Gate)
-        seat.gate = gate
-
-    return hook
+        self.seat.gate = gate
 
 
-def _rise(seat: Seat):  # type: ignore[no-untyped-def]
-    def hook(*_: object) -> None:
-        seat.leave()
+@dataclass(eq=False)
+class _Rise:
+    seat: Seat
 
-    return hook
+    def __call__(self, *_: object) -> None:
+        self.seat.leave()
 
 
 def widen(module: nn.Module) -> None:

@@ -69,6 +69,9 @@ class Decoder:
         self.memory, self._lent = memory if memory is not None else lm.memory(len(prompts)), memory is not None
         self.outputs = [Output(prompt_tokens=sum(len(s.ids) for s in p)) for p in prompts]
         encoder.check(lm.origin)
+        places = lm.scheme.n_comp if lm.positions == "base" else 1
+        self._lag = max(min(lm.scheme.lag, 1), lm.scheme.lag - places + 1)
+        """`Scheme.lag` in tokens that are fed: it counts positions, and with `positions=base` comp tokens take some of them up."""
         self._lanes: list[_Row | None] = []
         """The row that each row of the memory belongs to; None once its answer has ended."""
         self._random = [torch.Generator().manual_seed(settings.seed + i) for i in range(len(prompts))]
@@ -153,7 +156,7 @@ class Decoder:
         columns: list[list[Column]] = []
         clock = list(memory.clock)
         self._end([lane for lane, row in enumerate(self._lanes) if row is not None and row.closed], clock)
-        folds = [lane for lane, row in enumerate(self._lanes) if row is not None and due(len(row.waiting), len(row.out.ids), scheme.lag)]
+        folds = [lane for lane, row in enumerate(self._lanes) if row is not None and due(len(row.waiting), len(row.out.ids), self._lag)]
         due_now = set(folds)
         unfolded = memory_merge.unfolded(memory) if folds and scheme.mixes else [0] * memory.rows
         for lane, row in enumerate(self._lanes):

@@ -8,6 +8,7 @@ from typing import Any
 
 from context_memory import cutting
 from context_memory.data.base import Dataset
+from context_memory.depths import depth_of
 from context_memory.encode import Encoder
 from context_memory.errors import UserError
 from context_memory.footprint import as_fed, peak_if_said
@@ -47,8 +48,9 @@ class Item:
         )  # fmt: skip
         self.has_boundary = not self.known or any(s.compress and s.target for s in segments)
         self.length = self.plan.shape[1]
-        self.kind = (not example.options, not example.context)
-        """Items of one kind are evaluated in one way: options are chosen among, a context is written to a memory."""
+        self.kind = (not example.options, not example.context, depth_of(example.id) or 0)
+        """Items of one kind are evaluated in one way: options are chosen among, a context is written to a memory; memories of one depth
+        pad each other, and not those of another."""
         self.together = (example.context, example.running, example.turns) if example.context else example.id
         t = self.plan.tokens
         closed = int((t.raw & ~t.pin & (t.segment < t.segment.max())).sum())

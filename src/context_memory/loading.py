@@ -165,6 +165,11 @@ def build(config: Config) -> CompressedLM:
     """
     m, scheme = config.model, config.make("scheme")
     card = folders.read_card(m.adapter) if m.adapter else None
+    if card is not None and not card.is_task and scheme.name == "full":
+        raise UserError(
+            f"scheme=full trains a task adapter, and model.adapter='{m.adapter}' is one of scheme '{card.scheme['name']}', which would be "
+            "lost; name its task adapter, or none."
+        )
     goes_on = card is not None and card.is_task == (scheme.name == "full") and not m.joint
     lora = LoraConfig(
         r=m.lora_r, lora_alpha=m.lora_alpha, lora_dropout=m.lora_dropout, target_modules=targets(config), task_type="CAUSAL_LM"

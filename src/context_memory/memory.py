@@ -238,14 +238,12 @@ class Memory(Cache):
         stands = self.lm.scheme.n_comp or self.lm.scheme.slots(step, unfolded)
         return not any(s.ids or not s.compress or stands for s in segments)
 
+    @torch.inference_mode()
     def write(self, text: str | Sequence[int]) -> None:
-        """Compress a segment into the memory (one row). Text, of which the adapter's pin rules keep what they keep, or token ids.
-
-        Raises:
-            ValueError: an empty segment.
-        """
+        """Compress a segment into the memory: text, of which the adapter's pin rules keep what they keep, or token ids; not empty."""
         self.run([[segment_of(self.lm, text, first=not any(self.raw))]] * self.rows)
 
+    @torch.inference_mode()
     def read(self, text: str | Sequence[int]) -> Tensor:
         """Read a prompt after the memory without compressing it; (rows, n, vocabulary) logits. To keep the memory: `fork` first."""
         ids = tuple(self._question(text))
@@ -256,6 +254,7 @@ class Memory(Cache):
             return text
         return [token for segment in self.lm.encoder.asked(text, first=not any(self.raw)) for token in segment.ids]
 
+    @torch.inference_mode()
     def compress(self) -> None:
         """Close the segment that was read since the last boundary."""
         self.run([[Segment(())]] * self.rows)

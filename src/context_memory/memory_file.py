@@ -53,6 +53,8 @@ def save(memory: Memory, path: str | Path, notes: Mapping[str, Any] = NOTHING) -
     header["content"] = digest(tensors, header)
     if not path.name:
         raise UserError(f"'{path}' is no file to write a memory to; give it a name, such as jin.ccm.")
+    if path.is_file() and not path.read_bytes()[:200].count(b"context-memory"):
+        raise UserError(f"'{path}' is there and is no memory file; name another.")
     try:
         with whole(path) as beside:
             save_file(tensors, beside, metadata=header)

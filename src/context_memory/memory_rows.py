@@ -71,8 +71,17 @@ def inputs(memory: Memory, ids: Sequence[int]) -> dict[str, Any]:
     `generate` takes the part of `input_ids` that the cache covers as read; there zeros stand for what the memory holds.
 
     Raises:
-        InputError: the memory has other than one row.
+        InputError: the memory has other than one row, or the stock `generate` would see another text: it slides no window of ours, gates
+            no adapter, and counts a window of the model's own in columns.
     """
+    lm = memory.lm
+    stays = "the stock generate cannot go on from it; use lm.generate(question, memory=memory)"
+    if lm.scheme.slides:
+        raise InputError(f"scheme '{lm.scheme.name}' goes on sliding while an answer is written: {stays}.")
+    if lm.gate == "all" and lm.peft is not None:
+        raise InputError(f"this adapter acts on every token (model.gate=all): {stays}.")
+    if lm.family.windowed(lm.base.config):
+        raise InputError(f"the model has a sliding window of its own, which comp tokens and pins are exempt from: {stays}.")
     if memory.rows != 1:
         raise InputError(f"a prompt goes on from a memory of one row, this one has {memory.rows}; pick one: memory.pick([0]).")
     cache = DynamicCache()

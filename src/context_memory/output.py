@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from context_memory.errors import InputError
@@ -27,8 +27,10 @@ class Settings:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}.")
+        if isinstance(self.stop, str) or "" in self.stop:
+            raise InputError(f"stop must be texts with something in them, as in stop=('###',), got {self.stop!r}.")
+        if type(self.max_new_tokens) is not int or self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens must be a whole number of at least 1, got {self.max_new_tokens}.")
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise InputError(f"temperature must be at least 0 and top_p in (0, 1], got {self.temperature} and {self.top_p}.")
 
@@ -37,13 +39,16 @@ class Settings:
         """From keyword arguments as of transformers' `generate`.
 
         Raises:
-            ValueError: an option that cannot work on a compressed memory, with the reason.
+            InputError: an option that there is not, or that cannot work on a compressed memory, with the reason.
         """
         for name, reason in REFUSED.items():
             if options.pop(name, None) not in (None, 1, 1.0, 0):
                 raise InputError(f"{name} is not supported with a compressed memory: {reason}.")
-        if options.pop("do_sample", True) is False:
-            options["temperature"] = 0.0
+        sample = options.pop("do_sample", None)
+        options |= {"temperature": 0.0} if sample is False else {"temperature": options.get("temperature", 1.0)} if sample else {}
+        options |= {"stop": (stop,)} if isinstance(stop := options.get("stop"), str) else {}
+        if unknown := sorted(set(options) - (known := {f.name for f in fields(cls)})):
+            raise InputError(f"no option {', '.join(unknown)}; have: {', '.join(sorted(known))}, do_sample.")
         return cls(**options)
 
 

@@ -68,7 +68,8 @@ def visible(scheme: Scheme, q: Tokens, k: Tokens) -> Tensor:
     used: they see everything, so that no row of the mask is empty.
     """
     earlier = (k.index <= q.index) & (k.row == q.row) & (k.kind != PAD)
-    return (earlier & (k.pin | scheme.sees(q, k))) | (q.kind >= SLOT)
+    pinned = k.pin & (k.segment <= q.segment)  # comp tokens that are run late (`Scheme.lag`) see no later segment's
+    return (earlier & (pinned | scheme.sees(q, k))) | (q.kind >= SLOT)
 
 
 @dataclass(frozen=True)

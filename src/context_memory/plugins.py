@@ -12,6 +12,7 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 WIDEST = 40
@@ -54,7 +55,13 @@ def make(folder: str, key: str, /, **settings: object) -> object:
     known = inspect.signature(kind).parameters
     if unknown := sorted(set(settings) - set(known)):
         raise TypeError(f"{folder}/{key}.py has no setting {', '.join(map(repr, unknown))}; have: {', '.join(known) or 'none'}.")
-    return kind(**settings)
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})  # frozen, so that it can be a key
+
+
+def beside(home: Path | None, folder: str, key: str) -> object:
+    """A plug-in as it is; what it has learnt, if it has, lies in `home`, an adapter's folder."""
+    learnt = home is not None and hasattr(find(folder, key), "file_name")
+    return make(folder, key, **({"path": str(home)} if learnt else {}))
 
 
 def title(folder: str, tree: Mapping[str, Any]) -> str:

@@ -45,6 +45,7 @@ class Clock(TrainerCallback):
             if self.stopped and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.stopped = self.asked = True
+            print("stopping after this step; Ctrl-C stops at once", file=sys.stderr, flush=True)
 
         try:
             before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}

@@ -75,6 +75,8 @@ def configure(overrides: Sequence[str], recipe: str | None = None, adapter: str 
         UserError: see `compose.load`; no such adapter.
     """
     every = said(overrides, recipe)
+    if adapter is not None and (other := adapter_of(list(overrides))) not in (None, str(adapter)):
+        raise UserError(f"two adapters are named, '{adapter}' and model.adapter={other}; name one. (--row adds a row of another.)")
     adapter = adapter or adapter_of(every)
     if adapter is None:
         return compose.load(overrides, recipe)
@@ -82,21 +84,29 @@ def configure(overrides: Sequence[str], recipe: str | None = None, adapter: str 
     return compose.load([*brought(adapter, every), *rest, f"model.adapter={written(str(adapter))}"])
 
 
-def trained(overrides: Sequence[str], recipe: str | None = None) -> Path | None:
+def trained(overrides: Sequence[str], recipe: str | None = None, needed: bool = True) -> Path | None:
     """The adapter that a training of this run_id, or of this recipe, has left; none where the overrides name one or need none.
 
+    Args:
+        needed: there has to be one for a run_id too, since nothing else could be meant by it.
+
     Raises:
-        UserError: see `compose.load`.
+        UserError: see `compose.load`; there is none, although it is needed.
     """
     from context_memory.train import run_folder
 
     asked = recipe or any(o.startswith("run_id=") for o in overrides)
-    if not asked or any(o.startswith(("model.adapter=", "scheme=full", "scheme=nothing")) for o in overrides):
+    if not asked or any(o.startswith("model.adapter=") for o in overrides):
         return None
     where = [o for o in overrides if o.startswith(("run_id=", "output="))] if recipe else overrides  # evaluated on other data, perhaps
     config = compose.load(where, recipe)
-    place = run_folder(config) / "adapter"
-    return place if config.run_id and place.is_dir() else None
+    place, bare = run_folder(config) / "adapter", any(o in ("scheme=full", "scheme=nothing") for o in overrides)
+    if config.run_id and place.is_dir():
+        return None if bare and not folders.read_card(place).is_task else place
+    if (recipe and config.run_id and not bare) or (needed and not config.model.adapter):
+        what = f"recipe '{recipe}' has left no adapter" if recipe else "there is no adapter"
+        raise UserError(f"{what} at '{place}'; train it first (ccm train), or name one, --adapter FOLDER (ccm adapters lists them).")
+    return None
 
 
 def sweep(axes: Sequence[str], overrides: Sequence[str], recipe: str | None, adapter: str | Path | None) -> list[tuple[str, Config]]:
@@ -160,8 +170,9 @@ def load_row(config: Config) -> CompressedLM:
 
     logging.disable_progress_bar()  # a second bar within ours
     m, scheme = config.model, scheme_of(config)
+    how: Any = {"dtype": m.dtype, "attn_implementation": m.attn_implementation, "device": accelerator()}
     try:
-        return load(m.name, m.adapter, scheme=scheme, dtype=m.dtype, attn_implementation=m.attn_implementation, device=accelerator())
+        return load(m.name, m.adapter, scheme=scheme, positions=m.positions, **how)
     except ValueError as e:
         raise UserError(str(e)) from e
 

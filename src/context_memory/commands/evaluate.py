@@ -33,7 +33,7 @@ def evaluate(
 
     given = list(overrides or [])
     given += [f"run_id={written(run_id)}"] if run_id else []
-    chosen = adapter or rows.trained(given, recipe)
+    chosen = adapter or rows.trained(given, recipe, needed=False)
     config = rows.configure(given, recipe, chosen)
     others = [_other(text, given, recipe) for text in row or []]
     own = rows.sweep(sweep, given, recipe, chosen) if sweep else [(config.scheme["name"], config)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,7 +31,10 @@ def show(
     from context_memory.show import draw
 
     overrides = [a for a in arguments if is_override(a)]
-    text = " ".join(a for a in arguments if not is_override(a)).replace("\\n", "\n")
+    rest = [a for a in arguments if not is_override(a)]
+    if slip := next((a for a in rest if re.match(r"[a-z_.]+=\w", a)), None):
+        raise UserError(f"'{slip}' is no setting that there is; is it misspelt? Quote a text with = in it together with other words.")
+    text = " ".join(rest).replace("\\n", "\n")
     if not text:
         raise UserError("no text to draw; give one, as in: ccm show scheme=concat 'ab|c|d'.")
     config = load(overrides)

@@ -48,5 +48,7 @@ def run(config: object, dry_run: bool = False) -> None:
     print(f"adapter: {result.adapter}")
     if config.model.joint:
         print(f"its task adapter, which is merged first and has to go along: {result.folder / TASK}")
+    if result.asked:
+        raise typer.Exit(130)
     if non_commercial(licence := licence_of(config)):
         print(f"licence of its data: {said_of(licence)}")

@@ -16,9 +16,18 @@ def texts(row: Row, *names: str) -> list[str]:
     """
     got = fields_of(row)
     for name in names:
-        if not isinstance(got.get(name), str) or not got[name].strip():
+        if not isinstance(got.get(name), str) or not got[name].strip() or not sound(got[name]):
             raise ValueError(f"{row[0]}: needs a text '{name}', got {shown(got.get(name))}; have: {', '.join(got) or 'no fields'}.")
     return [got[name] for name in names]
+
+
+def sound(text: str) -> bool:
+    """Whether it can be written as UTF-8: JSON can name half a character (a lone surrogate)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def spoken(row: Row, *names: str) -> list[str]:
@@ -42,7 +51,7 @@ def listed(row: Row, *names: str) -> list[Any]:
 def all_texts(where: str, what: str, values: Sequence[Any]) -> tuple[str, ...]:
     """Raises ValueError if one of them is no text; says which."""
     for i, value in enumerate(values, 1):
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not sound(value):
             raise ValueError(f"{where}: {what} {i} must be a text, got {shown(value)}.")
     return tuple(values)
 

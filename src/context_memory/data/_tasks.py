@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from context_memory.data._fields import all_texts, listed, options_of, texts
-from context_memory.data._files import Row, home, json_of, once, rows_of
+from context_memory.data._files import Row, home, json_of, once, rows_of, shown
 
 Item = tuple[str, str, tuple[str, ...]]
 """Input, output, options."""
@@ -33,10 +33,17 @@ def pools(path: str, config: str) -> tuple[Pools, Pools]:
             files = sorted((place / name).glob("*.jsonl"))
             if not files:
                 raise ValueError(f"no .jsonl files in '{place / name}'; for MetaICL's own folders say data.config=FILE.json.")
-            rows = {f.stem: [(r[1].get("split"), item(r)) for r in rows_of(f)] for f in files}
-            found = {t: tuple(tuple(i for mine, i in items if mine == s) for s in ("train", "test")) for t, items in rows.items()}
+            rows = {f.stem: [(item(r), _part(r)) for r in rows_of(f)] for f in files}
+            found = {t: tuple(tuple(i for i, mine in items if mine == s) for s in ("train", "test")) for t, items in rows.items()}
         out.append(found)  # type: ignore[arg-type]
     return out[0], out[1]
+
+
+def _part(row: Row) -> str:
+    """Raises ValueError unless the row says which part it belongs to."""
+    if (part := row[1].get("split")) not in ("train", "test"):
+        raise ValueError(f"{row[0]}: 'split' must be train (demonstrations) or test (questions), got {shown(part)}.")
+    return str(part)
 
 
 def _metaicl(folder: Path, part: str) -> list[Row]:

@@ -26,6 +26,8 @@ from context_memory.data.base import Dataset
 from context_memory.text import Example
 
 SPLITS = ("train", "validation", "test")
+ALONE = re.compile(r"\S*\d\S*( \w+)?\.?")
+"""An answer that is a number, perhaps with its unit."""
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 MARKER = "<COMP>"
 
@@ -60,7 +62,7 @@ def example(row: Row, id: str) -> Example | None:
     annotated, own = (texts(row, n)[0] if fields.get(n) else fields.get(n) for n in ("reasoning_with_compression", "original_reasoning"))
     plain = annotated is None and own is None
     gold = final_number(answer, marked=plain)
-    if gold is None and plain and final_number(answer) is not None:
+    if gold is None and plain and ALONE.fullmatch(answer.strip()):
         raise ValueError(
             f"{where}: 'answer' is a number alone ({answer[-40:]!r}) and there is no solution to it; it belongs into "
             "'reasoning_with_compression' or 'original_reasoning', or into 'answer' itself, with '#### 72' at the end."

@@ -7,15 +7,30 @@ import torch
 
 from context_memory import plugins
 from context_memory.boundaries.every import Every
-from context_memory.encode import Encoder
+from context_memory.encode import Encoder, Keeping
 from context_memory.errors import InputError
 from context_memory.generate import Decoder, begun, generate
 from context_memory.memory import Memory
 from context_memory.output import Settings
+from context_memory.pins.base import Piece, Pin
+from context_memory.plan import layout
 from context_memory.schemes.concat import Concat
 from context_memory.testing import tiny_lm
 from context_memory.text import Segment
 from toys import Letters
+
+
+class Endless(Encoder):
+    """No token ends an answer."""
+
+    stops = frozenset()  # type: ignore[assignment]
+
+
+class Thirds(Pin):
+    budget = 2
+
+    def chooses(self, piece: Piece) -> list[int]:
+        return [i for i, token in enumerate(piece.ids) if token % 3 == 0]
 
 
 def asked(ids: list[int]) -> list[Segment]:
@@ -81,3 +96,50 @@ def test_a_memory_has_a_row_a_prompt() -> None:
     with pytest.raises(InputError, match=r"a memory of one row, this one has 2; pick one"):
         two.inputs([4, 8])
     assert torch.equal(two.pick([1]).inputs([4, 8])["attention_mask"], torch.ones(1, 1 + 2, dtype=torch.long))
+
+
+def test_a_memory_that_is_written_by_hand_holds_no_graph() -> None:
+    """What is forgotten would stay alive in it, and answering would end in an error about inference tensors."""
+    lm = tiny_lm("llama", Concat(n_comp=1))
+    lm.comp.requires_grad_(True)
+    memory = lm.memory()
+    with torch.enable_grad():
+        memory.write([5, 9, 3])
+        logits = memory.read([7, 1])
+        memory.compress()
+        generate(lm, Encoder(Letters(), Every(n=4), chat=False), [asked([4])], Settings(max_new_tokens=6), memory)
+        memory.write([2])
+    assert not logits.requires_grad and not any(layer.keys.requires_grad for layer in memory.layers)
+
+
+@pytest.mark.parametrize(("scheme", "n", "positions"), [
+    (Concat(n_comp=1, window=6, lag=6), 3, "skip"), (Concat(n_comp=2, window=6, lag=6), 6, "base"), (Concat(n_comp=1, window=6), 3, "skip"),
+])  # fmt: skip
+def test_comp_tokens_that_are_run_late_see_what_one_pass_shows_them(
+    scheme: Concat, n: int, positions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No pin of a later segment, and no less text where comp tokens take up positions; logits, and not only the tokens that were chosen."""
+    lm = tiny_lm("llama", scheme, positions=positions)
+    encoder, seen, logits = Endless(Letters(), Every(n=n), [Thirds()], chat=False), list[torch.Tensor](), lm.logits
+    monkeypatch.setattr(lm, "logits", lambda hidden: seen.append(logits(hidden)) or seen[-1])
+    (out,) = generate(lm, encoder, [asked([1, 2, 3])], Settings(max_new_tokens=24))
+    monkeypatch.undo()
+    keeping = Keeping(encoder, asked([1, 2, 3]))
+    steps = encoder.boundary.split(out.ids, encoder.piece)
+    given = [Segment(s, pins=keeping.pin(s), target=True, compress=i < len(steps) - 1) for i, s in enumerate(steps)]
+    with torch.no_grad():
+        plan = layout([*asked([1, 2, 3]), *given], lm.scheme, positions)
+        whole = lm(plan)[0][plan.tokens.raw[0]][2:]
+    assert len(seen) == 24 and out.compressions > 2
+    for mine, theirs in zip(seen, whole):
+        assert torch.allclose(mine[0], theirs, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(("scheme", "gate", "message"), [
+    (Concat(n_comp=1, window=4), "comp", "goes on sliding"), (Concat(n_comp=1), "all", "acts on every token"),
+])  # fmt: skip
+def test_what_the_stock_generate_would_see_otherwise_is_refused(scheme: Concat, gate: str, message: str) -> None:
+    memory = tiny_lm("llama", scheme, gate=gate).memory()
+    memory.write([5, 9, 3])
+    with pytest.raises(InputError, match=f"{message}.*use lm.generate"):
+        memory.inputs([4])

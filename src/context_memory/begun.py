@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from context_memory.errors import UserError
 from context_memory.records import append, whole_lines
 
@@ -27,16 +25,12 @@ class Partial:
     """The lines that are there, and where more go; several threads may add.
 
     Raises:
-        UserError: it was begun with other settings, or another process is at it.
+        UserError: it was begun with other settings.
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
         self.path, self.settings = partial_of(out), json.loads(json.dumps(settings))
-        self._lock, self._alone = threading.Lock(), FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
-        try:
-            self._alone.acquire()
-        except Timeout:
-            raise UserError(f"another process writes '{self.path}'; wait, or name another --out.") from None
+        self._lock = threading.Lock()
         found = whole_lines(self.path)
         theirs = found[0].get("settings", {}) if found else self.settings
         for k in sorted({*theirs, *self.settings}):
@@ -48,19 +42,29 @@ class Partial:
         self.lines: list[dict[str, Any]] = found[1:]
         if self.path.is_file():  # killed while it wrote: half a line
             os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
+        self._size = self._now()
 
     def add(self, *lines: Mapping[str, Any]) -> None:
-        """Append, and push to the disk."""
+        """Append, and push to the disk.
+
+        Raises:
+            UserError: the file is not as this object left it: another process is at the same work.
+        """
         with self._lock:
-            head = [] if self.path.is_file() and self.path.stat().st_size else [{"settings": self.settings}]
+            if (size := self._now()) != self._size:
+                raise UserError(f"another process writes '{self.path}'; let it finish, or name another --out.")
+            head = [] if size else [{"settings": self.settings}]
             append(self.path, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in (*head, *lines)))
             self.lines += map(dict, lines)
+            self._size = self._now()
+
+    def _now(self) -> int:
+        """Bytes."""
+        return self.path.stat().st_size if self.path.is_file() else 0
 
     def done(self) -> None:
         """All is written elsewhere."""
         self.path.unlink(missing_ok=True)
-        Path(self._alone.lock_file).unlink(missing_ok=True)
-        self._alone.release()
 
 
 def _short(value: Any) -> str:

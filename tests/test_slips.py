@@ -1,0 +1,140 @@
+"""What a hurried user types or feeds: said, and not answered with another model, another mask or nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import toys
+from context_memory import cli, rows
+from context_memory.begun import Partial
+from context_memory.compose import load
+from context_memory.data.dialogue import Dialogue
+from context_memory.data.gsm8k import Gsm8k
+from context_memory.errors import UserError
+from context_memory.output import Settings
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """A toy model, a task adapter, a compression adapter on top of it."""
+    place = tmp_path_factory.mktemp("slips")
+    toy = toys.folder(place / "toy")
+    return toy, *toys.adapters(place, toy)
+
+
+def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The error of a command, which ends with 2 and without a traceback."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["boundary=every,newline"], r"boundary= takes one name, got every, newline; for a row of each: .*--sweep boundary=a,b"),
+        (["scheme=[concat,merge]"], r"scheme= takes one name"),
+        (["scheme="], r"scheme= takes one name, got none"),
+        (["training.warmup=100"], r"training\.warmup must be at most 1, a share, got 100"),
+        (["data.train_ratio=80"], r"data\.train_ratio must be at most 1, a share, got 80"),
+        (["training.seed=-1"], r"training\.seed must be at least 0"),
+        (["training.lr=nan"], r"training\.lr must be at least 0, got nan"),
+        (["pins=[prompt]", "pins.prompt.budget=-3"], r"pins\.prompt\.budget must be at least 0, got -3"),
+    ],
+)
+def test_settings_that_mean_something_else(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(overrides)
+
+
+def test_nothing_else_answers_for_what_was_not_trained(
+    made: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy, task, memory = made
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"model: {{name: {toy}, adapter: {task}}}\nscheme: full\ndata: tally\nrun_id: mine\n")
+    for arguments in (["generate", "hello", "--recipe"], ["evaluate", "--recipe"]):
+        error = said([*arguments, str(recipe)], capsys)
+        assert f"recipe '{recipe}' has left no adapter at 'result/tally/mine/adapter'; train it first" in error
+    assert "there is no adapter at 'result/tally/typo/adapter'" in said(["generate", "hello", "run_id=typo"], capsys)
+    assert "two adapters are named" in said(["evaluate", "--adapter", str(memory), f"model.adapter={task}"], capsys)
+    overrides = [f"model.name={toy}", "scheme=full", f"model.adapter={memory}", "training.max_steps=1", "training.wandb=false"]
+    assert "scheme=full trains a task adapter" in said(["train", *overrides], capsys)
+
+
+def test_a_task_run_is_evaluated_by_its_name(made: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`scheme=full` is its own scheme, and not the bare model; beside a compression run it is the upper bound."""
+    _, task, memory = made
+    monkeypatch.chdir(tmp_path)
+    for name, folder in (("task", task), ("memory", memory)):
+        (tmp_path / "result" / "tally" / name).mkdir(parents=True)
+        (tmp_path / "result" / "tally" / name / "adapter").symlink_to(folder)
+    assert rows.trained(["run_id=task", "scheme=full"]) == Path("result/tally/task/adapter")
+    assert rows.trained(["run_id=memory"]) == Path("result/tally/memory/adapter")
+    assert rows.trained(["run_id=memory", "scheme=full"]) is None
+
+
+def test_a_misspelt_setting_is_no_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'sheme=merge' is no setting" in said(["show", "sheme=merge", "ab|c|d"], capsys)
+    cli.assemble()(args=["show", "scheme=merge", "ab|c|d"], standalone_mode=False)
+    assert "merge" in capsys.readouterr().out
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    error = said(["show", "scheme=concat", "ab|c|d", "--save", str(tmp_path / "file" / "mask.png")], capsys)
+    assert "free some space, or name another place" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stop": ("",)}, r"stop must be texts with something in them"),
+        ({"top_k": 5}, r"no option top_k; have: max_new_tokens, .*do_sample"),
+        ({"max_new_tokens": None}, r"max_new_tokens must be a whole number"),
+        ({"max_new_tokens": 2.5}, r"max_new_tokens must be a whole number"),
+    ],
+)
+def test_options_of_decoding(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Settings.of(**options)
+    assert Settings.of(stop="q8").stop == ("q8",)
+    assert Settings.of(do_sample=True, top_p=0.9).temperature == 1.0 and Settings.of(do_sample=False, temperature=1.0).temperature == 0
+
+
+def test_one_file_of_conversations_is_parted(tmp_path: Path) -> None:
+    path = tmp_path / "talk.jsonl"
+    path.write_text("".join(json.dumps({"dialog": [f"Turn {i} of {n}." for i in range(6)]}) + "\n" for n in range(200)))
+    data = Dialogue(str(path), turns=5)
+    found = {split: {e.target.split()[-1] for e in data.examples(split)} for split in ("train", "validation", "test")}
+    assert all(found.values()) and sum(map(len, found.values())) == len(set.union(*found.values())) == 200
+    assert len(found["train"]) > 150
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("72", "is a number alone"),
+        ("72 clips.", "is a number alone"),
+        ("After giving 3 away, Sam has 48 - 3 = 45 apples.", "end it with '#### 72'"),
+    ],
+)
+def test_a_solution_without_its_mark_is_not_called_a_number(answer: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "my.jsonl"
+    path.write_text(json.dumps({"question": "How many?", "answer": answer}) + "\n")
+    with pytest.raises(ValueError, match=message):
+        Gsm8k(str(path)).examples("test")
+
+
+def test_two_processes_at_one_work_do_not_mix_their_lines(tmp_path: Path) -> None:
+    mine, theirs = Partial(tmp_path / "own.jsonl", {"seed": 1}), Partial(tmp_path / "own.jsonl", {"seed": 1})
+    mine.add({"n": 0})
+    mine.add({"n": 1})
+    with pytest.raises(UserError, match=r"another process writes '.*own\.jsonl\.partial\.jsonl'"):
+        theirs.add({"n": 0})
+    assert Partial(tmp_path / "own.jsonl", {"seed": 1}).lines == [{"n": 0}, {"n": 1}]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import toys
@@ -14,7 +15,7 @@ from context_memory.boundaries.sentence import Sentence
 from context_memory.encode import Encoder
 from context_memory.errors import InputError
 from context_memory.model import CompressedLM
-from context_memory.pins.base import Pin
+from context_memory.pins.base import Piece, Pin
 from context_memory.pins.numbers import Numbers
 from context_memory.pins.prompt import Prompt
 from context_memory.text import Example
@@ -120,3 +121,17 @@ def test_an_adapter_for_compressed_questions_is_used_that_way(tmp_path: Path) ->
     read = lm.memory().read(ASKED.prompt)
     assert read.shape[1] == whole
     assert lm.base.generate(**lm.memory().inputs(ASKED.prompt), max_new_tokens=2).shape[1] == whole + 2
+
+
+def test_pieces_of_sentencepiece_keep_their_blanks() -> None:
+    """Its decoder drops the blank at the beginning of a text, so of every token that is decoded by itself: 7 7 1 would be 771."""
+    words = ["<unk>", "▁a", "▁Ann", "▁has", "▁7", "▁1", "▁apples", "."]
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    steps = [tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.Fuse(), tokenizers.decoders.Strip(" ", 1, 0)]
+    model.decoder = tokenizers.decoders.Sequence(steps)
+    encoder = Encoder(PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>"), Newline(), chat=False)
+    ids = [2, 3, 4, 4, 5, 6, 7]
+    assert "".join(map(encoder.piece, ids)) == " Ann has 7 7 1 apples."
+    assert encoder.tokenizer.decode([4]) == "7"  # control
+    assert [number for number, _ in Piece(ids, [encoder.piece(i) for i in ids]).figures()] == ["7", "7", "1"]

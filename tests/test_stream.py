@@ -27,7 +27,8 @@ torch.set_num_threads(1)
 EXACT = 1e-10
 SMALL = Settings(window=11, chunk=5, sink=2)
 SCHEMES = [Concat(n_comp=2), Concat(n_comp=1, recurrent=False), Merge(n_comp=2), Merge(n_comp=1, average="exponential", decay=0.3)]
-FAMILIES = [key for key in plugins.keys("families") if plugins.find("families", key).causal]  # type: ignore[attr-defined]
+CAUSAL = [key for key in plugins.keys("families") if plugins.find("families", key).causal]  # type: ignore[attr-defined]
+FAMILIES = [key for key in CAUSAL if plugins.find("families", key).streams]  # type: ignore[attr-defined]
 
 
 def text(n: int, seed: int = 0) -> list[int]:

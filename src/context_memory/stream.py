@@ -113,6 +113,10 @@ class Stream:
             use = "use merge or concat (scheme.window=0 scheme.cache=0: a stream has its own)"
             raise InputError(f"scheme '{scheme.name}' does not add one chunk after another to a memory; {use}.")
         self._fits(self._room(self.settings.memory(scheme, MANY)) + n)
+        if not self.lm.family.streams:
+            raise InputError(
+                f"'{type(self.lm.family).__name__}' turns its keys otherwise than streams can (docs/families.md); use another model."
+            )
 
     @staticmethod
     def _other(scheme: Scheme) -> bool:

@@ -54,6 +54,8 @@ class Family(ABC):
 
     plugin: ClassVar[bool] = True
     causal: ClassVar[bool] = True
+    streams: ClassVar[bool] = True
+    """Every layer turns its keys, and as `angles` says: a stream turns those that it keeps to where they stand now."""
     seat: ClassVar[str] = "self_attn"
     """The child of a layer that gets the keyword arguments."""
     targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj")

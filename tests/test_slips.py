@@ -138,3 +138,13 @@ def test_two_processes_at_one_work_do_not_mix_their_lines(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"another process writes '.*own\.jsonl\.partial\.jsonl'"):
         theirs.add({"n": 0})
     assert Partial(tmp_path / "own.jsonl", {"seed": 1}).lines == [{"n": 0}, {"n": 1}]
+
+
+def test_a_recipe_that_says_one_thing_twice(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    for text in ("training: {lr: 1.0e-3}\ntraining: {max_steps: 2}\n", "training:\n  lr: 1.0e-3\n  lr: 1.0e-4\n"):
+        recipe.write_text(text)
+        with pytest.raises(UserError, match=r"says (training|lr) twice; put their settings together"):
+            load([], recipe)
+    recipe.write_text("training: {lr: 1.0e-3, max_steps: 2}\n")
+    assert load([], recipe).training.lr == 1e-3

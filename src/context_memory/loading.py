@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,9 @@ def merge(base: nn.Module, task: Path) -> nn.Module:
     """
     if getattr(base, "is_quantized", False) or getattr(base, "hf_quantizer", None) is not None:
         raise UserError(f"task adapter '{task}' cannot be merged into a quantized model; load the model in bfloat16 or float32.")
-    return PeftModel.from_pretrained(base, str(task)).merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # transformers 5.23 reads an old name of its own
+        return PeftModel.from_pretrained(base, str(task)).merge_and_unload()
 
 
 def cast(model: nn.Module, dtype: torch.dtype) -> None:

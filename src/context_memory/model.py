@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -91,7 +92,9 @@ class CompressedLM(nn.Module):
             self._attach(lora)
 
     def _attach(self, lora: LoraConfig) -> None:
-        peft = get_peft_model(self.base, lora, autocast_adapter_dtype=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # transformers 5.23 reads an old name of its own
+            peft = get_peft_model(self.base, lora, autocast_adapter_dtype=False)
         gate.widen(peft)
         self._sockets = gate.install(self.family.layers(self.base), attention=self.family.seat)
         # Not a submodule: the LoRA weights live in `base` already.

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from context_memory.config import FOLDERS, Config
 from context_memory.errors import UserError
@@ -32,16 +33,21 @@ def adapter_of(overrides: Sequence[str]) -> str | None:
 
 def read_recipe(path: str | Path) -> list[str]:
     """A recipe is a YAML file of the same tree; `scheme: concat`, or `scheme: {name: concat, n_comp: 2}`. As overrides. One that says
-    `from: other.yaml` has what that recipe beside it says, but for what it says itself."""
+    `from: other.yaml` has what that recipe beside it says, but for what it says itself. A bare name is also looked for in `recipes/`."""
     import yaml
 
     file = Path(path)
     if not file.is_file():
-        found = ", ".join(sorted(p.name for p in (file.parent if file.parent.is_dir() else Path("recipes")).glob("*.yaml"))) or "none"
+        bare, ours = file.parent == Path(), Path("recipes")
+        if bare and (known := (ours / file.name).with_suffix(".yaml")).is_file():
+            return read_recipe(known)
+        found = ", ".join(sorted(p.name for p in (ours if bare or not file.parent.is_dir() else file.parent).glob("*.yaml"))) or "none"
         raise UserError(f"no recipe at '{path}'; there are: {found}.")
     try:
-        tree = yaml.safe_load(file.read_text()) or {}
-    except yaml.YAMLError as e:
+        text = file.read_text(encoding="utf-8")
+        _no_key_twice(yaml.compose(text, yaml.SafeLoader), file)
+        tree = yaml.safe_load(text) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise UserError(f"recipe '{path}' is not YAML: {e}") from e
     if not isinstance(tree, dict):
         raise UserError(f"recipe '{path}' must be a mapping of groups and settings, got {type(tree).__name__}.")
@@ -82,6 +88,17 @@ def axis(override: str) -> list[str]:
     if not parsed.is_sweep_override():
         raise UserError(f"--sweep '{override}' needs several values with commas between them, as in --sweep boundary=newline,rules.")
     return [f"{parsed.key_or_group}={value}" for value in parsed.sweep_string_iterator()]
+
+
+def _no_key_twice(node: Any, file: Path) -> None:
+    """Raises UserError for a mapping that says one thing twice: YAML would take the last without a word."""
+    if not hasattr(node, "tag") or not node.tag.endswith(":map"):
+        return
+    keys = [key.value for key, _ in node.value]
+    if twice := sorted({k for k in keys if keys.count(k) > 1}):
+        raise UserError(f"recipe '{file}' says {', '.join(twice)} twice; put their settings together.")
+    for _, value in node.value:
+        _no_key_twice(value, file)
 
 
 def is_override(argument: str) -> bool:

@@ -10,7 +10,7 @@ import typer
 
 def generate(
     question: Annotated[str, typer.Argument(help="What to ask.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. generation.max_new_tokens=64 pins=[prompt]")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. generation.max_new_tokens=64 boundary=rules")] = None,
     adapter: Annotated[str | None, typer.Option(help="An adapter folder; the same as model.adapter=.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A YAML file of settings, and the adapter that ccm train made of it.")] = None,
 ) -> None:

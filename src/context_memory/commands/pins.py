@@ -64,4 +64,4 @@ def train(
         table.add_row(name, f"{100 * share:.1f}", f"{length:.1f}")
     console.terminal().print(table)
     write_json(place.with_suffix(".json"), {"budget": budget, "kept": kept, **facts_of_this_run()})
-    print(f"{place}: ccm evaluate --adapter {adapter} pins=[prompt,learned] pins.learned.budget={budget}")
+    print(f'{place}: ccm evaluate --adapter {adapter} "pins=[prompt,learned]" pins.learned.budget={budget}')

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from context_memory import plugins
 from context_memory.boundaries.every import Every
 from context_memory.encode import Encoder, Keeping
-from context_memory.errors import InputError
+from context_memory.errors import InputError, UserError
 from context_memory.generate import Decoder, begun, generate
 from context_memory.memory import Memory
 from context_memory.output import Settings
@@ -85,6 +87,18 @@ def test_a_stop_string_is_not_shown_piece_by_piece() -> None:
 @pytest.mark.parametrize(("text", "n"), [("so", 0), ("so #", 1), ("so ##", 2), ("so ### ", 0), ("", 0)])
 def test_what_may_become_a_stop_string(text: str, n: int) -> None:
     assert begun(text, ["###", "\n\n"]) == n
+
+
+def test_a_memory_is_not_written_over_what_is_none(tmp_path: Path) -> None:
+    memory = tiny_lm("llama", Concat(n_comp=1)).memory()
+    memory.write([5, 9, 3])
+    data, mine = tmp_path / "data.jsonl", tmp_path / "jin.mem"
+    data.write_text("precious")
+    with pytest.raises(UserError, match=r"is there and is no memory file; name another, such as .*data\.ccm"):
+        memory.save(data)
+    assert data.read_text() == "precious"
+    memory.save(mine)
+    memory.save(mine)
 
 
 def test_a_memory_has_a_row_a_prompt() -> None:

@@ -53,13 +53,19 @@ def save(memory: Memory, path: str | Path, notes: Mapping[str, Any] = NOTHING) -
     header["content"] = digest(tensors, header)
     if not path.name:
         raise UserError(f"'{path}' is no file to write a memory to; give it a name, such as jin.ccm.")
-    if path.is_file() and not path.read_bytes()[:200].count(b"context-memory"):
-        raise UserError(f"'{path}' is there and is no memory file; name another.")
+    if path.is_file() and path.suffix != ".ccm" and not _ours(path):
+        raise UserError(f"'{path}' is there and is no memory file; name another, such as {path.with_suffix('.ccm')}.")
     try:
         with whole(path) as beside:
             save_file(tensors, beside, metadata=header)
     except (SafetensorError, OSError) as e:
         raise UserError(f"the memory cannot be written to '{path}' ({e}); name a file in a folder that is there.") from e
+
+
+def _ours(path: Path) -> bool:
+    """Whether a file begins as those that are written here."""
+    with path.open("rb") as source:
+        return FORMAT.encode() in source.read(1 << 16)
 
 
 def identity(lm: CompressedLM) -> dict[str, str]:

@@ -22,6 +22,9 @@ from context_memory.text import Segment
 States = list[tuple[Tensor, Tensor]]
 """Layer by layer, keys and values (1, heads, some columns, head size)."""
 
+WRITTEN = ("capped", "compressive", "concat", "full", "gist", "merge", "nothing", "window")
+"""Schemes whose recursion is written here; `test_reference.py` skips others, and says so."""
+
 
 @dataclass
 class Entry:

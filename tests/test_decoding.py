@@ -11,28 +11,14 @@ from context_memory import plugins
 from context_memory.boundaries.every import Every
 from context_memory.encode import Encoder, Keeping
 from context_memory.errors import InputError, UserError
-from context_memory.generate import Decoder, begun, generate
+from context_memory.generate import Decoder, generate
 from context_memory.memory import Memory
 from context_memory.output import Settings
-from context_memory.pins.base import Piece, Pin
 from context_memory.plan import layout
 from context_memory.schemes.concat import Concat
 from context_memory.testing import tiny_lm
 from context_memory.text import Segment
-from toys import Letters
-
-
-class Endless(Encoder):
-    """No token ends an answer."""
-
-    stops = frozenset()  # type: ignore[assignment]
-
-
-class Thirds(Pin):
-    budget = 2
-
-    def chooses(self, piece: Piece) -> list[int]:
-        return [i for i, token in enumerate(piece.ids) if token % 3 == 0]
+from toys import Endless, Letters, Thirds
 
 
 def asked(ids: list[int]) -> list[Segment]:
@@ -86,7 +72,7 @@ def test_a_stop_string_is_not_shown_piece_by_piece() -> None:
 
 @pytest.mark.parametrize(("text", "n"), [("so", 0), ("so #", 1), ("so ##", 2), ("so ### ", 0), ("", 0)])
 def test_what_may_become_a_stop_string(text: str, n: int) -> None:
-    assert begun(text, ["###", "\n\n"]) == n
+    assert Settings(stop=("###", "\n\n")).begun(text) == n
 
 
 def test_a_memory_is_not_written_over_what_is_none(tmp_path: Path) -> None:
@@ -107,6 +93,8 @@ def test_a_memory_has_a_row_a_prompt() -> None:
     two.run([[Segment((5, 9))], [Segment((7,))]])
     with pytest.raises(InputError, match=r"1 prompt\(s\) cannot go on from a memory of 2 row\(s\)"):
         lm._asked("a", two, None, None)
+    with pytest.raises(InputError, match="the memory is another model's"):
+        generate(tiny_lm("llama", Concat(n_comp=1)), Encoder(Letters(), Every(n=4), chat=False), [asked([4])] * 2, Settings(), two)
     with pytest.raises(InputError, match=r"a memory of one row, this one has 2; pick one"):
         two.inputs([4, 8])
     assert torch.equal(two.pick([1]).inputs([4, 8])["attention_mask"], torch.ones(1, 1 + 2, dtype=torch.long))

@@ -14,13 +14,12 @@ from context_memory.boundaries.base import Boundary, Step
 from context_memory.boundaries.every import Every
 from context_memory.encode import Encoder, Keeping
 from context_memory.generate import Decoder, Settings, drawn, generate
-from context_memory.pins.base import Piece, Pin
 from context_memory.pins.numbers import Numbers
 from context_memory.plan import PAD, RAW, Column, build, layout
 from context_memory.schemes.concat import Concat
 from context_memory.testing import tiny_lm, tiny_lms
 from context_memory.text import Segment
-from toys import Letters
+from toys import Endless, Letters, Thirds
 
 
 class Some(Boundary):
@@ -30,19 +29,6 @@ class Some(Boundary):
 
     def ends(self, step: Step) -> bool:
         return step.ids[-1] % 5 == 0
-
-
-class Endless(Encoder):
-    """No token ends an answer."""
-
-    stops = frozenset()  # type: ignore[assignment]
-
-
-class Odd(Pin):
-    budget = 2
-
-    def chooses(self, piece: Piece) -> list[int]:
-        return [i for i, t in enumerate(piece.ids) if t % 3 == 0]
 
 
 class Digits(Letters):
@@ -76,7 +62,7 @@ def cases() -> list[object]:
 @pytest.mark.parametrize(("family", "scheme", "positions"), cases())
 def test_batch_equals_alone_and_one_pass(family: str, scheme, positions: str) -> None:  # type: ignore[no-untyped-def]
     lm = tiny_lm(family, scheme, positions=positions)
-    encoder = Encoder(Letters(), Some(), [Odd()])
+    encoder = Encoder(Letters(), Some(), [Thirds()])
     settings = Settings(max_new_tokens=24)
     prompts = [segments(p, kept=i % 2 == 0) for i, p in enumerate(PROMPTS)]
     batch = generate(lm, encoder, prompts, settings)
@@ -254,7 +240,7 @@ class Counted(TorchDispatchMode):
 def test_a_device_is_asked_as_often_for_one_row_as_for_many(scheme: str) -> None:
     """On a GPU every question waits for all that was queued: one a row makes boundaries cost more than the model."""
     lm = tiny_lm("llama", plugins.make("schemes", scheme))  # type: ignore[arg-type]
-    encoder, counts = Encoder(Letters(), Every(n=3), [Odd()]), []
+    encoder, counts = Encoder(Letters(), Every(n=3), [Thirds()]), []
     for rows in (2, 8):
         with Counted() as mode:
             outs = generate(lm, encoder, [segments([5, 9, 3, 1], kept=True)] * rows, Settings(max_new_tokens=10))

@@ -29,6 +29,8 @@ def text(scheme) -> list[Segment]:  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize(("family", "scheme"), tiny_lms(), ids=str)
 def test_recursion_by_hand(family: str, scheme, positions: str) -> None:  # type: ignore[no-untyped-def]
     """The logits of every raw token are those of the recursion, in one pass and step by step."""
+    if scheme.name not in reference.WRITTEN:
+        pytest.skip(f"the recursion of {scheme.name} is not written in reference.py")
     lm, segments = tiny_lm(family, scheme, positions=positions), text(scheme)
     wanted = reference.logits(lm, segments)
     plan, memory = layout(segments, scheme, positions), lm.memory()

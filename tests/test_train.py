@@ -23,7 +23,7 @@ from context_memory.adapter import read_card
 from context_memory.batches import Batch, Collate, Rows, Schedule, to_plan, to_tensors
 from context_memory.compose import load
 from context_memory.config import Config
-from context_memory.data.gsm8k import part
+from context_memory.data._files import part
 from context_memory.errors import UserError
 from context_memory.job import Job, prepare
 from context_memory.loading import build

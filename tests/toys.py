@@ -9,6 +9,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from context_memory.encode import Encoder
+from context_memory.pins.base import Piece, Pin
+
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
@@ -75,3 +78,18 @@ class Letters:
 
     def decode(self, ids: list[int], **_: object) -> str:
         return "".join(chr(32 + i) for i in ids)
+
+
+class Endless(Encoder):
+    """No token ends an answer."""
+
+    stops = frozenset()  # type: ignore[assignment]
+
+
+class Thirds(Pin):
+    """Keeps tokens whose id is a multiple of 3."""
+
+    budget = 2
+
+    def chooses(self, piece: Piece) -> list[int]:
+        return [i for i, token in enumerate(piece.ids) if token % 3 == 0]

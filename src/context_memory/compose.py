@@ -50,11 +50,12 @@ def load(overrides: Sequence[str] = (), recipe: str | Path | None = None) -> Con
         UserError: an unknown key, value, plug-in or recipe; the message names it and says what there is.
     """
     every = said(overrides, recipe)
-    for group, names in choices(every).items():
+    chosen = choices(every)
+    for group, names in chosen.items():
         if group != "pins" and len(names) != 1:
             got = ", ".join(names) or "none"
             raise UserError(f"{group}= takes one name, got {got}; for a row of each: ccm evaluate --sweep {group}=a,b.")
-    tree = _compose(every, {**FIRST, **choices(every)})
+    tree = _compose(every, {**FIRST, **chosen})
     config = Config.from_dict(tree)
     _check(config)
     return config
@@ -183,9 +184,6 @@ def _check(config: Config) -> None:
         group, name = key.split(".")
         if (value := tree[group].get(name)) is not None and value > most:
             raise UserError(f"{key} must be at most {most:g}{', a share,' if most == 1 else ''} got {value:g}.")
-    for name, settings in config.pins.items():
-        if settings.get("budget", 0) < 0:
-            raise UserError(f"pins.{name}.budget must be at least 0, got {settings['budget']}.")
     for group in FOLDERS:
         config.make(group)
     if config.gate() == "comp" and not config.scheme.get("n_comp"):

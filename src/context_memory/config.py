@@ -193,16 +193,13 @@ class Config:
             UserError: the plug-in refuses its settings.
         """
         if group == "pins":
-            return [_make("pins", "pins", name, self._beside(settings)) for name, settings in self.pins.items()]
+            home = self.model.adapter
+            return [_make("pins", "pins", name, plugins.beside(home, "pins", name, settings)) for name, settings in self.pins.items()]
         settings = dict(getattr(self, group))
         name = settings.pop("name")
-        settings = self._beside(settings) if group == "boundary" else settings
+        settings = plugins.beside(self.model.adapter, FOLDERS[group], name, settings)
         own = {f.name for f in dataclasses.fields(plugins.find(FOLDERS[group], name))}
         return _make(group, FOLDERS[group], name, {k: v for k, v in settings.items() if k in own})
-
-    def _beside(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """With the place of what a policy or rule has learnt: it lies beside the adapter, if no `path` says otherwise."""
-        return dict(settings) | ({"path": self.model.adapter or ""} if settings.get("path") == "" else {})
 
     def encoder(self, tokenizer: Any) -> Encoder:
         """How texts become segments: boundary, pins, roles and what is done with the question."""

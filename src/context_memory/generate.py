@@ -64,6 +64,8 @@ class Decoder:
     ) -> None:
         if not prompts:
             raise InputError("no prompts to answer; give at least one.")
+        if memory is not None and memory.lm.base is not lm.base:
+            raise InputError("the memory is another model's; write its segments again with this one.")
         self.lm, self.encoder, self.settings = lm, encoder, settings
         self.prompts = [lm.scheme.arrange(p) for p in prompts]
         self.memory, self._lent = memory if memory is not None else lm.memory(len(prompts)), memory is not None
@@ -96,9 +98,10 @@ class Decoder:
         """The answer to the only prompt, in pieces of text as they come; no more than `Output.text` will hold."""
         said, out = "", self.outputs[0]
         for _ in self.run():
-            text = out.text if out.reason == "stop" else self.encoder.text(out.ids)
+            text = out.text
             if out.reason != "stop":
-                text = text[: len(text) - begun(text, self.settings.stop)]
+                text = self.encoder.text(out.ids)
+                text = text[: len(text) - self.settings.begun(text)]
             if len(text) > len(said) and not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half a character waits for its other bytes
                 yield text[len(said) :]
                 said = text
@@ -269,11 +272,6 @@ class Decoder:
         ends = torch.tensor([row.prompt_end for row in rows.values()], device=known.device)[:, None]
         for row, n in zip(rows.values(), (known[which] & (held.position[which] < ends)).sum(1).tolist(), strict=True):
             row.held_prompt = n
-
-
-def begun(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of the text may be the beginning of a stop string."""
-    return max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
 
 
 def due(waiting: int, tokens: int, lag: int) -> bool:

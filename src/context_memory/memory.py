@@ -240,7 +240,7 @@ class Memory(Cache):
 
     @torch.inference_mode()
     def write(self, text: str | Sequence[int]) -> None:
-        """Compress a segment into the memory: text, of which the adapter's pin rules keep what they keep, or token ids; not empty."""
+        """Compress a segment: text, of which the adapter's pin rules keep what they keep, or token ids; ValueError if it is empty."""
         self.run([[segment_of(self.lm, text, first=not any(self.raw))]] * self.rows)
 
     @torch.inference_mode()

@@ -289,12 +289,11 @@ class CompressedLM(nn.Module):
     ) -> tuple[Encoder, list[list[Segment]]]:
         encoder = self.encoder
         if boundary is not None or pins is not None:
-            policy = plugins.beside(self.home, "boundaries", boundary) if isinstance(boundary, str) else boundary or encoder.boundary
-            rules = encoder.pins if pins is None else [plugins.beside(self.home, "pins", p) if isinstance(p, str) else p for p in pins]
-            encoder = Encoder(self.tokenizer, policy, rules, chat=encoder.chat, prompt=encoder.question)  # type: ignore[arg-type]
+            policy = plugins.make_beside(self.home, "boundaries", boundary) if isinstance(boundary, str) else boundary or encoder.boundary
+            rules = encoder.pins if pins is None else [plugins.make_beside(self.home, "pins", p) if isinstance(p, str) else p for p in pins]
+            encoder = Encoder(self.tokenizer, policy, rules, chat=encoder.chat, prompt=encoder.question)
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if memory is not None and (memory.rows != len(texts) or memory.lm.base is not self.base):
-            whose = "this model" if memory.lm.base is self.base else "another model"
-            raise InputError(f"{len(texts)} prompt(s) cannot go on from a memory of {memory.rows} row(s) of {whose}; give a prompt a row.")
+        if memory is not None and memory.rows != len(texts):
+            raise InputError(f"{len(texts)} prompt(s) cannot go on from a memory of {memory.rows} row(s); give a prompt a row.")
         fresh = [memory is None or not raw for raw in (memory.raw if memory is not None else [0] * len(texts))]
         return encoder, [encoder.asked(text, first) for text, first in zip(texts, fresh, strict=True)]

@@ -51,6 +51,10 @@ class Settings:
             raise InputError(f"no option {', '.join(unknown)}; have: {', '.join(sorted(known))}, do_sample.")
         return cls(**options)
 
+    def begun(self, text: str) -> int:
+        """How many characters at the end of the text may be the beginning of a stop string."""
+        return max((n for stop in self.stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+
 
 @dataclass
 class Output:

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+NONE: Mapping[str, Any] = {}
 WIDEST = 40
 """Characters of a setting that `title` shows; lists of words are longer."""
 
@@ -58,10 +59,15 @@ def make(folder: str, key: str, /, **settings: object) -> object:
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})  # frozen, so that it can be a key
 
 
-def beside(home: Path | None, folder: str, key: str) -> object:
-    """A plug-in as it is; what it has learnt, if it has, lies in `home`, an adapter's folder."""
-    learnt = home is not None and hasattr(find(folder, key), "file_name")
-    return make(folder, key, **({"path": str(home)} if learnt else {}))
+def beside(home: str | Path | None, folder: str, key: str, settings: Mapping[str, Any] = NONE) -> dict[str, Any]:
+    """Settings with the place of what a plug-in has learnt: it lies in `home`, an adapter's folder, if no `path` says otherwise."""
+    learnt = hasattr(find(folder, key), "file_name") and not settings.get("path")
+    return {**settings, **({"path": str(home or "")} if learnt else {})}
+
+
+def make_beside(home: str | Path | None, folder: str, key: str) -> Any:
+    """`make`, with what it has learnt read from `home`."""
+    return make(folder, key, **beside(home, folder, key))
 
 
 def title(folder: str, tree: Mapping[str, Any]) -> str:

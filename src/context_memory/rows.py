@@ -103,7 +103,7 @@ def trained(overrides: Sequence[str], recipe: str | None = None, needed: bool = 
     place, bare = run_folder(config) / "adapter", any(o in ("scheme=full", "scheme=nothing") for o in overrides)
     if config.run_id and place.is_dir():
         return None if bare and not folders.read_card(place).is_task else place
-    if (recipe and config.run_id and not bare) or (needed and not config.model.adapter):
+    if config.run_id and (not bare if recipe else needed):
         what = f"recipe '{recipe}' has left no adapter" if recipe else "there is no adapter"
         raise UserError(f"{what} at '{place}'; train it first (ccm train), or name one, --adapter FOLDER (ccm adapters lists them).")
     return None

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from context_memory.data import _hub
 from context_memory.data._fields import all_texts, listed
-from context_memory.data._files import Row, home, must, once, rows_of
+from context_memory.data._files import CARVED, Row, home, must, once, part, rows_of
 from context_memory.data._licences import must_be_permissive, of_corpora
 from context_memory.data.base import Dataset
 
@@ -47,21 +45,15 @@ def conversations(path: str, corpus: str, split: str, most: int) -> tuple[tuple[
         raise ValueError(f"no file '{lacking[0]}'; data.corpus= names folders of '{place}' (a+b for two): {have}.")
     rows = [row for file in files for row in rows_of(file)] + [row for name in far for row in _hub.conversations(name, split, most)]
     every = tuple(map(conversation, rows))
-    found = tuple(turns for turns in every if part(turns) == split) if place.is_file() else every
+    found = tuple(turns for turns in every if part("\n".join(turns)) in CARVED[split]) if place.is_file() else every
     if not found:
         raise ValueError(f"'{place}': none of its {len(every)} conversations is in the {split} split; give more, or a folder.")
     return found
 
 
-def part(turns: Sequence[str]) -> str:
-    """The split of a conversation of a single file, by its text: 85 % train, 10 % test, 5 % validation."""
-    place = zlib.crc32("\n".join(turns).encode()) % 100
-    return "validation" if place < 5 else "test" if place < 15 else "train"
-
-
 @dataclass(frozen=True)
 class Conversations(Dataset):
-    """Made of the conversations of `path` (a folder of corpora, or a file, split by `part`), else of `$CCM_DATA/dialogue`."""
+    """Made of the conversations of `path` (a folder of corpora, or a file, which is carved), else of `$CCM_DATA/dialogue`."""
 
     path: str = ""
     corpus: str = "self_dialogue"

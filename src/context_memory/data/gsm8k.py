@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import ClassVar
 from context_memory.data import _hub
 from context_memory.data._answers import final_number, same
 from context_memory.data._fields import texts
-from context_memory.data._files import Row, once, rows_of
+from context_memory.data._files import CARVED, Row, once, part, rows_of
 from context_memory.data.base import Dataset
 from context_memory.text import Example
 
@@ -76,11 +75,6 @@ def example(row: Row, id: str) -> Example | None:
     return Example(question, target, cuts=cuts, id=id, meta={"answer": gold}) if right else None
 
 
-def part(question: str) -> int:
-    """0..99 by a checksum, so that a carved split is the same in every run and a question is in one split only."""
-    return zlib.crc32(question.strip().encode()) % 100
-
-
 @once
 def load(path: str, split: str) -> tuple[tuple[Example, ...], int]:
     """The examples of a split and how many rows were dropped."""
@@ -96,7 +90,7 @@ def load(path: str, split: str) -> tuple[tuple[Example, ...], int]:
             raise ValueError(f"data.path={path} has no {file}.jsonl or {file}.json; have: {have or 'nothing'}. Name a file instead.")
         rows = rows_of(found[0])
     elif source.is_file():
-        share = {"train": range(15, 100), "validation": range(5), "test": range(5, 15)}
+        share = CARVED
         rows = rows_of(source)
     else:
         raise ValueError(f"data.path={path} does not exist; give a .jsonl or .json file, or a folder with train.jsonl and test.jsonl.")

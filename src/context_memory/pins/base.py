@@ -58,6 +58,10 @@ class Pin(ABC):
     """Whether it looks at the model's hidden state of every token (then `read` says how)."""
     budget: int
 
+    def __post_init__(self) -> None:
+        if self.budget < 0:
+            raise ValueError(f"pins.{type(self).__name__.lower()}.budget must be at least 0, got {self.budget}.")
+
     @abstractmethod
     def chooses(self, piece: Piece) -> list[int]:
         """Indices of the tokens to keep, the most important first."""

@@ -26,8 +26,9 @@ class Learned(Headed, Pin):
     file_name: ClassVar[str] = FILE
 
     def __post_init__(self) -> None:
-        if self.budget < 0 or not 0 <= self.floor < 1:
-            raise ValueError(f"pins.learned needs budget >= 0 and 0 <= floor < 1, got {self.budget} and {self.floor:g}.")
+        super().__post_init__()
+        if not 0 <= self.floor < 1:
+            raise ValueError(f"pins.learned.floor must be at least 0 and below 1, got {self.floor:g}.")
 
     def chooses(self, piece: Piece) -> list[int]:
         """The highest first; nothing of a question or a context, whose hidden states are not read."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,12 @@ def refused(dataset: Dataset, message: str, split: str = "test") -> None:
     [
         ({}, ""),
         ({"options": None}, ""),
+        ({"options": ["4", "1", "4"]}, ""),
         ({"options": ["1", "4", ""]}, r"line 2: option 3 is empty, got ''"),
         ({"options": 5}, r"line 2: needs a list 'options', got 5 \(int\)"),
         ({"options": "12345"}, r"line 2: needs a list 'options', got '12345' \(str\)"),
         ({"options": ["4", None]}, r"line 2: option 2 must be a text, got nothing"),
+        ({"options": ["4", "4"]}, r"line 2: options must be at least two, each another text, got \['4', '4'\]"),
         ({"options": ["4"]}, r"line 2: options must be at least two, each another text, got \['4'\]"),
         ({"options": ["4", "1", "4 "]}, r"line 2: options must be at least two, each another"),
         ({"options": ["1", "2"]}, r"line 2: output '4' must be one of the options \['1', '2'\]"),
@@ -107,6 +110,7 @@ GOLDS = {"golds": [{"id": "7", "output": "4"}]}
         (QUESTION | {"profile": [{"text": "Fine."}]}, GOLDS, r"question 7, profile entry 1: needs a text 'score', got nothing; have: text"),
         (QUESTION | {"profile": [{"text": " ", "score": 1}]}, GOLDS, r"question 7: the profile is empty"),
         (QUESTION | {"profile": [{"text": " ", "score": 1}, *QUESTION["profile"]]}, GOLDS, ""),
+        (QUESTION | {"profile": [{"text": "Fine.", "score": " "}]}, GOLDS, r"profile entry 1: needs a text 'score', got ' '"),
         (QUESTION | {"profile": ["Fine."]}, GOLDS, r"question 7, profile entry 1: needs an object"),
         (QUESTION, [GOLDS], r"dev_outputs.json: needs an object .*\(list\)"),
         (QUESTION, {"golds": [{"id": "7"}]}, r"dev_outputs.json, answer 1: needs a text 'output'"),
@@ -174,10 +178,31 @@ def test_lists_of_tasks(tmp_path: Path) -> None:
         permissive(str(note.parent))
 
 
+def metaicl(folder: Path, *names: str) -> Icl:
+    """Task t to train on and task u to test on, with these files."""
+    for name in names:
+        jsonl(folder / name[0] / name, [{"input": f"{name} {i}", "output": "yes", "options": ["yes", "no"]} for i in range(3)])
+    (folder / "config.json").write_text('{"train": ["t"], "test": ["u"]}')
+    return Icl(str(folder), str(folder / "config.json"), k=2, train=2)
+
+
+def test_folders_of_metaicl(tmp_path: Path) -> None:
+    train, shown, asked = "t_16384_100_train.jsonl", "u_16_13_train.jsonl", "u_16_13_test.jsonl"
+    refused(metaicl(tmp_path / "a", train, shown), r"no u_SHOTS_SEED_test.jsonl with rows in '.*u'; put MetaICL's there, or leave the task")
+    refused(metaicl(tmp_path / "b", train, asked), r"no u_SHOTS_SEED_train.jsonl with rows in")
+    refused(metaicl(tmp_path / "c", shown, asked, "t_16384_100_test.jsonl"), r"no t_SHOTS_SEED_train.jsonl with rows in")
+    (tmp_path / "d" / "u").mkdir(parents=True)
+    (tmp_path / "d" / "u" / asked).write_text("")
+    refused(metaicl(tmp_path / "d", train, shown), r"no u_SHOTS_SEED_test.jsonl with rows in")
+    whole = metaicl(tmp_path / "e", train, shown, asked)
+    assert len(whole.examples("test")) == 3  # control
+    refused(replace(whole, seeds=2), r"task 'u' has demonstrations of 1 seed\(s\), one a file, and seeds is 2; lower it, or put the other ")
+
+
 def test_conversations(tmp_path: Path) -> None:
     for i, (raw, message) in enumerate((
         (b'{"dialog": ["Hi.", 5]}', r"line 1: turn 2 must be a text, got 5 \(int\)"),
-        (b'{"turns": ["Hi."]}', r"line 1: needs a list 'dialog', got nothing; have: turns"),
+        (b'{"turns": ["Hi."]}', r"line 1: a dialogue of 1 turn"),
         (b'{"dialog": ["Hi.", "Ho."]}\nnull', r"line 2: needs an object .*, got nothing"),
         (b'{"dialog": ["Hi.", "caf\xe9"]}', r"byte 0xe9, which is not UTF-8 at offset 23 \(line 1\)"),
         (b"\n\n", r"4.jsonl has no rows"),
@@ -187,6 +212,21 @@ def test_conversations(tmp_path: Path) -> None:
     )):  # fmt: skip
         (tmp_path / f"{i}.jsonl").write_bytes(raw)
         refused(Dialogue(str(tmp_path / f"{i}.jsonl")), message)
+    forms = r"line 1: needs a list of texts 'dialog' \(or 'dialogue' or 'turns'\), or of 'messages' {role, content}; have: "
+    user = {"role": "user", "content": "Hi."}
+    for i, (row, message) in enumerate((
+        ({"text": "Hi."}, forms + "text"),
+        ({"dialog": None}, forms + "dialog"),
+        ({"messages": "Hi."}, r"line 1: needs a list 'messages', got 'Hi.' \(str\)"),
+        ({"messages": ["Hi."]}, r"line 1, message 1: needs an object .*, got 'Hi.' \(str\)"),
+        ({"messages": [user, {"role": "tool", "content": "4"}]}, r"'role' must be user, assistant, system, developer, got 'tool'"),
+        ({"messages": [user, {"content": "Ho."}]}, r"message 2: 'role' must be user, .*, got nothing; leave the message out"),
+        ({"messages": [user, {"role": "assistant", "content": None}]}, r"message 2: 'content' must be a text, got nothing"),
+        ({"messages": [user, {"role": "assistant", "content": [{"text": "Ho."}]}]}, r"'content' must be a text, got \[.*\(list\)"),
+        ({"messages": [{"role": "system", "content": "Be kind."}, user, user]}, r"line 1: a dialogue of 1 turn"),
+        ({"turns": [user]}, r"line 1: turn 1 must be a text, got {.*\(dict\)"),
+    )):  # fmt: skip
+        refused(Dialogue(str(jsonl(tmp_path / f"chat{i}.jsonl", [row]))), message)
     refused(Dialogue(str(tmp_path / "5.jsonl")), r"train split has 3 turns, the longest has 2; give longer ones", "train")
     refused(Fact(str(tmp_path / "7.jsonl")), r"has 12 turns, the longest has 2; lower data.turns")
     assert len(Fact(str(tmp_path / "7.jsonl"), turns=2).examples("test")) == 1  # control

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from context_memory.data import _hub
-from context_memory.data._fields import all_texts, listed
-from context_memory.data._files import CARVED, Row, home, must, once, part, rows_of
+from context_memory.data._fields import all_texts, listed, sound
+from context_memory.data._files import CARVED, Row, fields_of, home, must, once, part, rows_of, shown
 from context_memory.data._licences import must_be_permissive, of_corpora
 from context_memory.data.base import Dataset
 
 SPLITS = ("train", "validation", "test")
+TURNS = ("dialog", "dialogue", "turns")
+"""Names of a list of texts."""
+CHAT = "messages"
+"""Of a list of {role, content}, as chat programs write them."""
+SPEAKERS, SETTING = ("user", "assistant"), ("system", "developer")
+"""Roles that speak, and those that set the scene and are left out."""
 
 
 def conversation(row: Row) -> tuple[str, ...]:
@@ -20,11 +28,34 @@ def conversation(row: Row) -> tuple[str, ...]:
     Raises:
         ValueError: no list of at least two turns.
     """
-    turns = all_texts(row[0], "turn", listed(row, "dialog", "dialogue"))
+    fields = fields_of(row)
+    name = next((n for n in (*TURNS, CHAT) if fields.get(n) is not None), "")
+    if not name:
+        forms = f"a list of texts '{TURNS[0]}' (or {' or '.join(repr(n) for n in TURNS[1:])}), or of '{CHAT}' {{role, content}}"
+        raise ValueError(f"{row[0]}: needs {forms}; have: {', '.join(fields) or 'no fields'}.")
+    turns = _spoken(row) if name == CHAT else all_texts(row[0], "turn", listed(row, name))
     kept = tuple(" ".join(t.split()) for t in turns if t.strip())
     if len(kept) < 2:
         raise ValueError(f"{row[0]}: a dialogue of {len(kept)} turn(s) has nothing to answer; leave it out, or add the next turn.")
     return kept
+
+
+def _spoken(row: Row) -> list[str]:
+    """What is said in a chat, in turns: messages of one role that follow each other are one turn."""
+    said: list[tuple[str, str]] = []
+    for i, message in enumerate(listed(row, CHAT), 1):
+        where = f"{row[0]}, message {i}"
+        fields = fields_of((where, message))
+        role, content = fields.get("role"), fields.get("content")
+        if role not in (*SPEAKERS, *SETTING):
+            raise ValueError(f"{where}: 'role' must be {', '.join((*SPEAKERS, *SETTING))}, got {shown(role)}; leave the message out.")
+        if role in SETTING:
+            continue
+        if not isinstance(content, str) or not sound(content):
+            raise ValueError(f"{where}: 'content' must be a text, got {shown(content)}; leave the message out.")
+        if content.strip():
+            said.append((str(role), content))
+    return [" ".join(content for _, content in turn) for _, turn in groupby(said, key=itemgetter(0))]
 
 
 @once
@@ -56,6 +87,7 @@ class Conversations(Dataset):
     """Made of the conversations of `path` (a folder of corpora, or a file, which is carved), else of `$CCM_DATA/dialogue`."""
 
     path: str = ""
+    """A folder or file in the place of `$CCM_DATA`'s."""
     corpus: str = "self_dialogue"
     """Folders of `path`, with + between them; of these, soda and dailydialog may come from the hub."""
     most: int = 20000

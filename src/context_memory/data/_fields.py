@@ -35,14 +35,13 @@ def spoken(row: Row, *names: str) -> list[str]:
     return texts((row[0], {k: str(v) if type(v) in (int, float) else v for k, v in fields_of(row).items()}), *names)
 
 
-def listed(row: Row, *names: str) -> list[Any]:
-    """A field that must be a list; of several names, the first that is there.
+def listed(row: Row, name: str) -> list[Any]:
+    """A field that must be a list.
 
     Raises:
         ValueError: it is missing, or no list.
     """
     got = fields_of(row)
-    name = next((n for n in names if n in got), names[0])
     if not isinstance(got.get(name), list):
         raise ValueError(f"{row[0]}: needs a list '{name}', got {shown(got.get(name))}; have: {', '.join(got) or 'no fields'}.")
     return list(got[name])
@@ -57,20 +56,21 @@ def all_texts(where: str, what: str, values: Sequence[Any]) -> tuple[str, ...]:
 
 
 def options_of(row: Row, output: str) -> tuple[str, ...]:
-    """The answers to choose among, of which `output` must be one; none where a row has no `options`, or an empty list. A number is as
-    good as a text.
+    """The answers to choose among, of which `output` must be one, each once; none where a row has no `options`, or an empty list. A number
+    is as good as a text.
 
     Raises:
         ValueError: no list of at least two different texts, or the output is not among them.
     """
     where, fields = row
     given = listed(row, "options") if fields.get("options") is not None else []
-    found = all_texts(where, "option", [str(o) if type(o) in (int, float) else o for o in given])
-    for i, option in enumerate(found, 1):
+    every = all_texts(where, "option", [str(o) if type(o) in (int, float) else o for o in given])
+    for i, option in enumerate(every, 1):
         if not option.strip():
             raise ValueError(f"{where}: option {i} is empty, got {option!r}; write a text, or leave it out.")
+    found = tuple(dict.fromkeys(every))  # some of MetaICL's rows say one twice
     if found and len({o.strip() for o in found}) < max(2, len(found)):
-        raise ValueError(f"{where}: options must be at least two, each another text, got {list(found)}.")
+        raise ValueError(f"{where}: options must be at least two, each another text, got {list(every)}.")
     if found and output not in found:
         raise ValueError(f"{where}: output {output!r} must be one of the options {list(found)}, to the letter.")
     return found

@@ -1,8 +1,14 @@
-"""Tasks of labelled rows, in folders of our own form or of MetaICL's."""
+"""Tasks of labelled rows, in folders of our own form or of MetaICL's.
+
+MetaICL (Min et al., NAACL 2022) writes `<task>/<task>_<shots>_<seed>_<part>.jsonl`: to train on, 16384 shots of seed 100, some without a
+test part (a twentieth of the rows is asked in its place); to test, 16 shots of each of five seeds, each with the same test part.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from context_memory.data._fields import all_texts, listed, options_of, texts
@@ -10,8 +16,18 @@ from context_memory.data._files import Row, home, json_of, once, rows_of, shown
 
 Item = tuple[str, str, tuple[str, ...]]
 """Input, output, options."""
-Pools = Mapping[str, tuple[tuple[Item, ...], tuple[Item, ...]]]
-"""Task -> rows to demonstrate and to train with, and rows to ask."""
+
+
+@dataclass(frozen=True)
+class Task:
+    shown: tuple[Item, ...]
+    """Rows to demonstrate and to train with."""
+    asked: tuple[Item, ...]
+    draws: tuple[tuple[Item, ...], ...] = ()
+    """The demonstrations of one seed after the other, where they are published; else they are drawn of `shown`."""
+
+
+Pools = Mapping[str, Task]
 
 
 def item(row: Row) -> Item:
@@ -28,15 +44,19 @@ def pools(path: str, config: str) -> tuple[Pools, Pools]:
     for name in ("train", "test"):
         if config:
             tasks = all_texts(config, f"'{name}' task", listed((config, json_of(Path(config).expanduser())), name))
-            found = {t: tuple(tuple(map(item, _metaicl(place / t, part))) for part in ("train", "test")) for t in tasks}
+            found = {t: _metaicl(place / t, name) for t in tasks}
         else:
             files = sorted((place / name).glob("*.jsonl"))
             if not files:
                 raise ValueError(f"no .jsonl files in '{place / name}'; for MetaICL's own folders say data.config=FILE.json.")
             rows = {f.stem: [(item(r), _part(r)) for r in rows_of(f)] for f in files}
-            found = {t: tuple(tuple(i for i, mine in items if mine == s) for s in ("train", "test")) for t, items in rows.items()}
-        out.append(found)  # type: ignore[arg-type]
+            found = {t: Task(_those(items, "train"), _those(items, "test")) for t, items in rows.items()}
+        out.append(found)
     return out[0], out[1]
+
+
+def _those(items: Sequence[tuple[Item, str]], part: str) -> tuple[Item, ...]:
+    return tuple(i for i, mine in items if mine == part)
 
 
 def _part(row: Row) -> str:
@@ -46,11 +66,23 @@ def _part(row: Row) -> str:
     return str(part)
 
 
-def _metaicl(folder: Path, part: str) -> list[Row]:
-    files = sorted(folder.glob(f"{folder.name}_*_{part}.jsonl"))
-    if not files:
-        raise ValueError(f"no {folder.name}_*_{part}.jsonl in '{folder}'.")
-    return rows_of(files[0])
+def _metaicl(folder: Path, use: str) -> Task:
+    """A task to `train` on, of the most shots there are, or to `test` on, of the fewest."""
+    files: dict[str, dict[int, list[Path]]] = {"train": {}, "test": {}}
+    for file in sorted(folder.glob("*.jsonl")):  # by name: 100, which is MetaICL's default, 13, 21, 42, 87
+        named = re.fullmatch(rf"{re.escape(folder.name)}_(\d+)_.+_(train|test)\.jsonl", file.name)
+        if named and file.stat().st_size:
+            files[named[2]].setdefault(int(named[1]), []).append(file)
+    train, test = files["train"], files["test"]
+    if not train or (use == "test" and not test):
+        lacking = f"{folder.name}_SHOTS_SEED_{'test' if train else 'train'}.jsonl"
+        raise ValueError(f"no {lacking} with rows in '{folder}'; put MetaICL's there, or leave the task out.")
+    asked = tuple(map(item, rows_of(test[min(test)][0]))) if test else ()
+    if use == "test":
+        draws = tuple(tuple(map(item, rows_of(file))) for file in train[min(train)])
+        return Task(draws[0], asked, draws)
+    rows = tuple(map(item, rows_of(train[max(train)][0])))
+    return Task(rows, asked) if asked else Task(tuple(row for i, row in enumerate(rows) if i % 20), rows[::20])
 
 
 @once
@@ -64,7 +96,7 @@ def must_have(tasks: Pools, shown: int, asked: int) -> None:
     """Raises ValueError unless there are tasks, each with so many rows to show and to ask."""
     if not tasks:
         raise ValueError("no tasks to take rows from: none is listed, or none permissive in tasks.json (data.permissive=false takes all).")
-    for task, (first, second) in sorted(tasks.items()):
-        for split, have, least in (("train", len(first), shown), ("test", len(second), asked)):
+    for task, rows in sorted(tasks.items()):
+        for split, have, least in (("train", len(rows.shown), shown), ("test", len(rows.asked), asked)):
             if have < least:
                 raise ValueError(f"task '{task}' needs {least} row(s) with split '{split}', has {have}; add some, or leave the task out.")

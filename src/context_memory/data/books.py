@@ -64,6 +64,7 @@ class Books(Dataset):
     """Texts of `path`, else of `$CCM_DATA/books`."""
 
     path: str = ""
+    """A folder or file in the place of `$CCM_DATA`'s."""
     corpus: str = ""
     """`pg19`: books from the hub, in the place of files."""
     most: int = 50

@@ -1,8 +1,8 @@
 """Conversations: the segments are turns, and the next turn is the answer.
 
-Kim et al., ICLR 2024, section 4 (DailyDialog, SODA). Any .jsonl of rows {"dialog": [turn, ...]} (or "dialogue"), which is split by the
-text of its conversations, or folders of files (`soda/train.jsonl`); `soda` (CC BY 4.0) and `dailydialog` (non-commercial) come from
-the hub where there is no such file.
+Kim et al., ICLR 2024, section 4 (DailyDialog, SODA). Any .jsonl of rows {"dialog": [turn, ...]} (or "dialogue", "turns") or {"messages":
+[{role, content}, ...]}, which is split by the text of its conversations, or folders of files (`soda/train.jsonl`); `soda` (CC BY 4.0)
+and `dailydialog` (non-commercial) come from the hub where there is no such file.
 
 A window of `turns` turns and the one after it is one example: all but the last of them are memory, each learnt as well, the last is
 read verbatim. A test split takes the *first* window of every conversation that is long enough, so that with `evaluation.depths`

@@ -33,6 +33,7 @@ class Fact(Conversations):
     turns: int = 12
     """Turns of the conversation, the fact not counted."""
     seed: int = 0
+    """Of what is said, and where."""
 
     samples: ClassVar[tuple[Example, ...]] = (
         example(("Hello!", "Hi. Nice day.", "It is."), "name", "Mia", ("Tom", "Kim"), 1, "a"),

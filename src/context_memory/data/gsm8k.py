@@ -120,6 +120,7 @@ class Gsm8k(Dataset):
     """
 
     path: str = ""
+    """A folder or file in the place of `$CCM_DATA`'s."""
 
     samples: ClassVar[tuple[Example, ...]] = tuple(
         written(

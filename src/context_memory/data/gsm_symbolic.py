@@ -81,9 +81,13 @@ class GsmSymbolic(Dataset):
     """Problems made by reasoning-gym; splits share no seed and no problem."""
 
     seed: int = 0
+    """Of the problems."""
     train: int = 8_000
+    """Problems to train on."""
     validation: int = 400
+    """Problems to validate with."""
     test: int = 400
+    """Problems to test with."""
 
     samples: ClassVar[tuple[Example, ...]] = tuple(
         Example(prompt, target, id=f"gsm_symbolic/sample/{i}", meta={"answer": final_number(target)})

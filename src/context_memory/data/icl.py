@@ -2,10 +2,11 @@
 
 In the manner of MetaICL (Min et al., NAACL 2022, arXiv:2110.15943) as in Kim et al., ICLR 2024, section 4: trained on many tasks and
 tested on others. Reads a folder with `train/` and `test/` of one .jsonl a task (rows {task, split, input, output, options};
-`tasks.json` may say which are `permissive`), or MetaICL's own (`<task>/<task>_*_train.jsonl`, rows without a split; `data.config=`
+`tasks.json` may say which are `permissive`), or MetaICL's own (`<task>/<task>_16_100_train.jsonl`, rows without a split; `data.config=`
 its list of train and test tasks). Training draws a task, k demonstrations and a query, and learns every demonstration's label from
 those before it. Testing asks the same queries after the same demonstrations of a seed, equally many a task, so that the mean over
-items is the macro mean; one of each task in turn, so that the first few are of all tasks.
+items is the macro mean; one of each task in turn, so that the first few are of all tasks. Demonstrations are drawn; those of MetaICL are
+published, a file a seed: the first k rows of the first file by name (seed 100, its default; then 13, 21, 42, 87), and so on.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import ClassVar
 from context_memory.data._files import must
 from context_memory.data._licences import UNKNOWN
 from context_memory.data._rouge import among, said
-from context_memory.data._tasks import Item, Pools, must_have, permissive, pools
+from context_memory.data._tasks import Item, Pools, Task, must_have, permissive, pools
 from context_memory.data.base import Dataset
 from context_memory.text import Example
 
@@ -37,17 +38,19 @@ class Icl(Dataset):
     """Tasks of `path`, else of `$CCM_DATA/icl`."""
 
     path: str = ""
+    """A folder or file in the place of `$CCM_DATA`'s."""
     config: str = ""
     """MetaICL's list of tasks, a .json file {"train": [...], "test": [...]}."""
     k: int = 16
     """Demonstrations."""
     seeds: int = 1
-    """Draws of demonstrations to test with."""
+    """Draws of demonstrations to test with; of MetaICL's own, as many as there are files (five)."""
     queries: int = 50
     """Of each task to test on, for each draw."""
     train: int = 20000
     """Examples to train on, drawn with `seed`."""
     seed: int = 0
+    """Of all draws."""
     held_out: int = 0
     """So many of the tasks to train on, drawn with `seed`, are the validation part and not trained on: whether what is learnt carries over
     to other tasks. 0: validation is other items of the same tasks."""
@@ -97,19 +100,27 @@ class Icl(Dataset):
         for i in range(self.train):
             draw = random.Random(f"{self.seed} train {i}")
             task = draw.choice(sorted(tasks))
-            *demos, query = draw.sample(tasks[task][0], min(self.k + 1, len(tasks[task][0])))
+            *demos, query = draw.sample(tasks[task].shown, min(self.k + 1, len(tasks[task].shown)))
             out.append(example(demos, query, f"icl/train/{i}", task))
         return out
 
     def _asked(self, tasks: Pools, split: str) -> list[Example]:
         must_have(tasks, shown=min(self.k, 1), asked=1)
-        least = min(min(len(asked) for _, asked in tasks.values()), self.queries)
+        least = min(min(len(rows.asked) for rows in tasks.values()), self.queries)
         out: list[Example] = []
         for seed in range(self.seeds):
-            draws = {task: random.Random(f"{self.seed + seed} {split} {task}") for task in sorted(tasks)}
-            told = {task: draw.sample(shown := tasks[task][0], min(self.k, len(shown))) for task, draw in draws.items()}
-            out += [example(told[t], tasks[t][1][i], f"icl/{t}/{seed}/{i}", t) for i in range(least) for t in told]
+            told = {task: self._told(task, tasks[task], split, seed) for task in sorted(tasks)}
+            out += [example(told[t], tasks[t].asked[i], f"icl/{t}/{seed}/{i}", t) for i in range(least) for t in told]
         return out
+
+    def _told(self, task: str, rows: Task, split: str, seed: int) -> Sequence[Item]:
+        """The demonstrations of a seed."""
+        if not rows.draws:
+            return random.Random(f"{self.seed + seed} {split} {task}").sample(rows.shown, min(self.k, len(rows.shown)))
+        if seed >= len(rows.draws):
+            have = f"has demonstrations of {len(rows.draws)} seed(s), one a file"
+            raise ValueError(f"task '{task}' {have}, and seeds is {self.seeds}; lower it, or put the other seeds' files there.")
+        return rows.draws[seed][: self.k]
 
     def classes(self, example: Example, answer: str) -> tuple[str, str, str]:
         return example.meta["task"], said(example.target), among(example.options, answer)

@@ -26,11 +26,13 @@ class Mixture(Dataset):
     """`data=mixture data.parts=[icl,dialogue] data.weights=[2,1]`."""
 
     parts: list[str] = field(default_factory=lambda: ["icl", "dialogue"])
+    """Names of datasets."""
     weights: list[float] = field(default_factory=list)
     """Shares of the training examples, in any unit; empty: equal."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Of the parts, `{icl: {k: 8}}`."""
     seed: int = 0
+    """Of the order in which parts are drawn."""
 
     samples: ClassVar[tuple[Example, ...]] = (
         Example("Nice day?", "It is.", ("Hello!",), meta={PART: "dialogue"}),

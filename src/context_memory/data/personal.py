@@ -42,12 +42,14 @@ class Personal(Dataset):
     """Profiles of `path`, else of `$CCM_DATA/personal`."""
 
     path: str = ""
+    """A folder or file in the place of `$CCM_DATA`'s."""
     task: str = ""
-    """`LaMP-1` to `LaMP-7` for LaMP's own files (`dev` is the test split: answers of the test files were never published)."""
+    """`LaMP-1` to `LaMP-7` for LaMP's own files (`dev` is the test split: answers of the test files were never published). LaMP-2 is films
+    or, as in the paper, news, whichever the files have."""
     k: int = 16
     """Entries of the profile."""
     select: str = "recent"
-    """Which: the `recent` ones, or those that `bm25` finds for the question (latest last)."""
+    """Which: the `recent` ones, or those that `bm25` finds for the question (latest last; the recent ones where it finds none)."""
 
     samples: ClassVar[tuple[Example, ...]] = tuple(
         example([Entry("Alien (1979)", "5"), Entry("Grease (1978)", "2")], film, rating, ("1", "2", "3", "4", "5"), film)
@@ -94,15 +96,18 @@ class Personal(Dataset):
 
 
 def closest(profile: Sequence[Entry], question: str, k: int) -> list[Entry]:
-    """The k entries that BM25 ranks highest for the question, in their order.
+    """The k entries that BM25 ranks highest for the question, in their order; the most recent ones where no entry has a word of it.
 
     Raises:
         ImportError: bm25s is not installed.
     """
     import bm25s  # type: ignore[import-untyped]
 
+    words = bm25s.tokenize([e.text for e in profile], show_progress=False)  # drops stop words and single characters
+    if not any(words.ids):
+        return list(profile[-k:])
     index = bm25s.BM25()
-    index.index(bm25s.tokenize([e.text for e in profile], show_progress=False), show_progress=False)
+    index.index(words, show_progress=False)
     k = min(k, len(profile))
-    found, _ = index.retrieve(bm25s.tokenize([question], show_progress=False), k=k, show_progress=False)
-    return [profile[i] for i in sorted(found[0].tolist())]
+    found, scores = index.retrieve(bm25s.tokenize([question], show_progress=False), k=k, show_progress=False)
+    return [profile[i] for i in sorted(found[0].tolist())] if scores.any() else list(profile[-k:])

@@ -162,13 +162,21 @@ class Tally(Dataset):
     """
 
     seed: int = 0
+    """Of the problems."""
     min_steps: int = 3
+    """Fewest steps of a solution."""
     max_steps: int = 8
+    """Most steps of a solution."""
     max_operand: int = 5
+    """The most that a later step adds or takes away; 99: whatever comes."""
     distractors: int = 2
+    """Most sentences that have nothing to do with it."""
     train: int = 20_000
+    """Problems to train on."""
     validation: int = 500
+    """Problems to validate with."""
     test: int = 500
+    """Problems to test with."""
 
     samples: ClassVar[tuple[Example, ...]]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import toys
-from context_memory import adapter, loading
+from context_memory import adapter, loading, rows
 from context_memory.compose import load as configured
 from context_memory.data._licences import non_commercial
 from context_memory.errors import UserError
@@ -289,10 +291,24 @@ def test_a_copied_adapter_finds_its_task_adapter(toy: Path, pair: tuple[Path, Pa
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in SHIPPED.iterdir()))
+def test_the_commands_of_a_card_are_settings_that_there_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(SHIPPED.parent)
+    (row,) = (line for line in (SHIPPED / name / "README.md").read_text().splitlines() if line.startswith("| use |"))
+    commands = [shlex.split(c.partition("ccm evaluate ")[2]) for c in re.findall(r"`([^`]*)`", row) if "ccm evaluate " in c]
+    assert commands
+    for words in commands:
+        words = [w for w in words if w != "--window"]
+        adapter_ = words.pop(at) if (at := words.index("--adapter") + 1 if "--adapter" in words else 0) else None
+        config = rows.configure([w for w in words if w != "--adapter"], None, adapter_)
+        assert config.model.adapter == f"adapters/{name}"
+        rows.check(config)
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in SHIPPED.iterdir()))
 def test_what_is_shipped_is_whole_and_has_a_card(name: str) -> None:
     card = adapter.read_card(SHIPPED / name)
     said = (SHIPPED / name / "README.md").read_text()
-    assert all(line in said for line in ("| base model |", "| data |", "| recipe |", "| results |", "| licence |"))
+    assert all(line in said for line in ("| base model |", "| data |", "| recipe |", "| use |", "| results |", "| licence |"))
     assert card.licence and "unknown" not in card.licence and not non_commercial(card.licence)
     if card.task is not None:
         assert card.task.path == f"../{Path(card.task.path).name}"

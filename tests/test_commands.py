@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 import toys
-from context_memory import cli, plugins, records
+from context_memory import cli, plugins, records, rows
 from context_memory.batches import BLOCK
 from context_memory.compose import load
 from context_memory.encode import Encoder
+from context_memory.errors import UserError
 from context_memory.rows import configure
 from context_memory.train import Result
 
@@ -109,6 +110,36 @@ def test_a_sweep_has_a_row_for_every_combination(ccm: Ccm, toy: Path, adapters: 
     for axis, message in refused.items():
         code, _, err = ccm("evaluate", "--adapter", adapters[1], *common, "--sweep", axis)
         assert (code, message in err) == (2, True), err
+
+
+def test_a_row_that_cannot_be_made_costs_no_other(ccm: Ccm, toy: Path, adapters: tuple[Path, Path], tmp_path: Path) -> None:
+    common = (
+        f"model={toy}",
+        "evaluation.max_samples=2",
+        "generation.max_new_tokens=12",
+        "evaluation.likelihood=false",
+        "--alone",
+        "--out",
+        "some",
+    )
+    code, out, err = ccm("evaluate", "--adapter", adapters[1], *common, "--sweep", "boundary.n=4,250")
+    assert code == 2 and "row 'boundary.n=250': " in err and "the other rows are done" in err
+    assert [r.name for r in records.gather([tmp_path / "some"])] == ["boundary.n=4"] and "boundary.n=4" in out
+    assert (tmp_path / "some" / "table.json").is_file()
+
+
+def test_a_sweep_leaves_out_what_a_policy_lacks() -> None:
+    named = [name for name, _ in rows.sweep(["boundary=newline,every", "boundary.n=4,9"], [], None, None)]
+    assert named == ["boundary=newline", "boundary=every boundary.n=4", "boundary=every boundary.n=9"]
+    with pytest.raises(UserError, match=r"--sweep boundary\.tau: no plug-in of the sweep has this setting"):
+        rows.sweep(["boundary=newline,every", "boundary.tau=0.3,0.6"], [], None, None)
+
+
+def test_likelihoods_have_a_picture(ccm: Ccm, toy: Path, adapters: tuple[Path, Path], tmp_path: Path) -> None:
+    common = (f"model={toy}", "evaluation.max_samples=2", "evaluation.generate=false", "--alone", "--out", "likely")
+    code, _, err = ccm("evaluate", "--adapter", adapters[1], *common, "--sweep", "boundary.n=4,9")
+    assert code == 0, err
+    assert (tmp_path / "likely" / "plot.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_what_is_chosen_again_keeps_the_settings_of_the_card() -> None:

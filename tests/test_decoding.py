@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from context_memory import plugins
+import toys
+from context_memory import CompressedLM, plugins
 from context_memory.boundaries.every import Every
 from context_memory.encode import Encoder, Keeping
 from context_memory.errors import InputError, UserError
@@ -145,3 +146,10 @@ def test_what_the_stock_generate_would_see_otherwise_is_refused(scheme: Concat, 
     memory.write([5, 9, 3])
     with pytest.raises(InputError, match=f"{message}.*use lm.generate"):
         memory.inputs([4])
+
+
+def test_an_answer_of_one_token_counts_its_prompt(tmp_path: Path) -> None:
+    lm = CompressedLM.load(str(toys.folder(tmp_path / "toy")))
+    one, two = (lm.generate("What is 2 plus 2?", max_new_tokens=n)[0] for n in (1, 2))
+    assert one.peak_kv_tokens == one.prompt_tokens == two.peak_kv_tokens - 1 and one.peak_kv_bytes > 0
+    assert one.peak_reasoning_kv_tokens == 0 and two.peak_reasoning_kv_tokens == 1

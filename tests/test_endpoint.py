@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -77,7 +78,12 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in ({"Content-Length": str(len(text.encode()))} | headers).items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(text.encode())
+        for byte in text.encode() if "Drip" in headers else ():
+            if self.server.hold.wait(0.02):
+                break
+            self.wfile.write(bytes([byte]))
+        if "Drip" not in headers:
+            self.wfile.write(text.encode())
 
     def log_message(self, *_: object) -> None: ...
 
@@ -130,6 +136,21 @@ def test_a_silent_endpoint_is_not_waited_for(endpoint: Endpoint) -> None:
     with Client(replace(endpoint.settings, timeout=0.04, tries=2)) as client, pytest.raises(NoReply, match="no reply in time"):
         client.ask("Problem:\na")
     assert len(endpoint.asked) == 2
+
+
+def test_an_endpoint_that_drips_is_not_waited_for_either(endpoint: Endpoint) -> None:
+    """A byte every 20 ms is never silent for 100."""
+    endpoint.behave = lambda question, before: (200, {"Drip": "1"}, said("x" * 999)[2])
+    began = time.monotonic()
+    with (
+        Client(replace(endpoint.settings, timeout=0.1, tries=2)) as client,
+        pytest.raises(NoReply, match=r"no reply in time \(0\.1 s, \d+ byt"),
+    ):
+        client.ask("Problem:\na")
+    assert len(endpoint.asked) == 2 and time.monotonic() - began < 5
+    endpoint.behave = lambda question, before: (200, {"Drip": "1"}, said("ok")[2])
+    with Client(replace(endpoint.settings, timeout=20)) as client:
+        assert client.ask("Problem:\na") == "ok"
 
 
 def test_waits_double_and_follow_retry_after_up_to_the_longest(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import toys
 from context_memory import cli, rows
+from context_memory.adapter import read_card
 from context_memory.begun import Partial
 from context_memory.compose import load
 from context_memory.data.dialogue import Dialogue
 from context_memory.data.gsm8k import Gsm8k
 from context_memory.errors import UserError
 from context_memory.output import Settings
+from context_memory.records import Store, read
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +134,59 @@ def test_a_solution_without_its_mark_is_not_called_a_number(answer: str, message
     path.write_text(json.dumps({"question": "How many?", "answer": answer}) + "\n")
     with pytest.raises(ValueError, match=message):
         Gsm8k(str(path)).examples("test")
+
+
+@pytest.mark.parametrize("damage", ["[]", "3", '{"pins": []}', '{"scheme": "concat"}', '{"files": ["x"]}', '{"base": []}'])
+def test_a_card_of_another_shape(damage: str, made: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(made[2], folder)
+    found, tree = json.loads(damage), json.loads((folder / "ccm.json").read_text())
+    (folder / "ccm.json").write_text(json.dumps({**tree, **found} if isinstance(found, dict) else found))
+    with pytest.raises(UserError, match=r"ccm\.json is damaged"):
+        read_card(folder)
+
+
+@pytest.mark.parametrize("damage", ["[]", "3", "{"])
+def test_notes_of_another_shape(damage: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text(damage)
+    with pytest.raises(UserError, match=r"settings\.json' is damaged; .*--fresh"):
+        Store(tmp_path, {"scheme": {}})
+    Store(tmp_path, {"scheme": {}}, fresh=True)
+    (tmp_path / "predictions.jsonl").write_text("")
+    for text in (damage, '{"n": 0, "name": "x", "settings": {}, "run": []}'):
+        (tmp_path / "metrics.json").write_text(text)
+        with pytest.raises(UserError, match=r"metrics\.json is damaged"):
+            read(tmp_path)
+
+
+def test_no_row_is_run_before_all_can_be(made: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`full` comes first and may take an hour."""
+    common = ["evaluate", "--adapter", str(made[2]), f"model.name={made[0]}", "evaluation.max_samples=2", "--out", str(tmp_path / "out")]
+    assert "has 2 comp token(s), the scheme 3" in said([*common, "scheme.n_comp=3"], capsys)
+    assert "nothing learnt at" in said([*common, "boundary=classifier"], capsys)
+    assert "nothing learnt at" in said([*common, "--sweep", "pins=[prompt],[learned]"], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_with_a_wrong_answer_are_counted(made: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, toy = tmp_path / "my.jsonl", made[0]
+    rows = ({"question": f"{i}?", "answer": f"{i}", "original_reasoning": f"So it is {i}.\nYes, {i + (i % 4 == 0)}."} for i in range(60))
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    wrong = {split: Gsm8k(str(path)).dropped(split) for split in ("train", "test")}
+    assert all(wrong.values())
+    common = [f"data.path={path}", "data=gsm8k", f"model.name={toy}", "boundary=newline"]
+    cli.assemble()(args=["annotate", *common, "--out", str(tmp_path / "marked.jsonl")], standalone_mode=False)
+    assert f"{wrong['train']} rows of the data are left out" in capsys.readouterr().out
+    short = ["generation.max_new_tokens=2", "evaluation.likelihood=false", "model.dtype=float32"]
+    evaluated = ["evaluate", *common, "scheme=full", *short, "--alone", "--out", str(tmp_path / "out")]
+    cli.assemble()(args=evaluated, standalone_mode=False)
+    assert f"{wrong['test']} rows of the data are not among the items" in capsys.readouterr().out
+
+
+def test_help_needs_no_torch() -> None:
+    """It would take seconds."""
+    code = "import sys, context_memory.cli as cli\ncli.assemble()\nassert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_two_processes_at_one_work_do_not_mix_their_lines(tmp_path: Path) -> None:

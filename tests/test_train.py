@@ -359,6 +359,42 @@ def test_another_configuration_under_the_same_run_id_is_refused(toy: Path, tmp_p
         train(config(toy, tmp_path, "run_id=x", "training.max_steps=8", "training.lr=0.5"))
 
 
+def test_other_data_under_the_same_path_are_another_training(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is to go on or is done: the run's numbers would be of neither."""
+    rows = [{"question": f"{i} plus {i}?", "answer": f"{i} + {i} = {2 * i}\nSo {2 * i}.\n#### {2 * i}"} for i in range(80)]
+
+    def write(first: int) -> None:
+        (tmp_path / "my.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows[first:]))
+        monkeypatch.setenv("CCM_DATA", str(first))  # what was read is remembered for as long as this is the same
+
+    size = ["model.dtype=float32", "model.lora_r=2", "training.batch_size=2", "training.max_steps=2", "training.eval_samples=0"]
+    data = ["data=gsm8k", f"data.path={tmp_path / 'my.jsonl'}", "training.wandb=false", "run_id=x"]
+    own = load([f"model.name={toy}", f"output={tmp_path}", *size, *data])
+    write(0)
+    done = train(own)
+    assert done.finished and train(own) == done
+    write(1)
+    with pytest.raises(UserError, match=r"started with another content of what data names"):
+        train(own)
+    write(0)
+    assert train(own) == done
+    (done.folder / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json' is damaged"):
+        train(own)
+
+
+def test_another_adapter_under_the_same_path_is_another_training(toy: Path, tmp_path: Path) -> None:
+    _, memory = toys.adapters(tmp_path / "one", toy, seed=1)
+    own = config(toy, tmp_path, f"model.start={memory}", "run_id=x", "training.max_steps=2", "model.lora_r=2")
+    done = train(own)
+    assert train(own) == done
+    _, other = toys.adapters(tmp_path / "two", toy, seed=2)
+    shutil.rmtree(memory)
+    shutil.copytree(other, memory)
+    with pytest.raises(UserError, match=r"another content of what model\.start names"):
+        train(own)
+
+
 @pytest.mark.parametrize("name", ["7", "true", "1e3", "null", "[a]"])
 def test_a_run_may_be_called_anything(name: str, tmp_path: Path) -> None:
     assert run_folder(load([f"run_id={written(name)}", f"output={tmp_path}"])).name == name
@@ -368,6 +404,13 @@ def test_a_run_may_be_called_anything(name: str, tmp_path: Path) -> None:
 def test_a_run_without_a_name_is_named_after_its_settings(toy: Path, tmp_path: Path) -> None:
     a, b, c = (run_folder(config(toy, tmp_path, *o)) for o in ([], ["training.lr=1"], ["training.log_steps=7", "training.max_steps=9"]))
     assert a == c != b and a.name.startswith("concat-n2-")
+
+
+def test_few_updates_are_remarked_on_unless_they_were_asked_for(toy: Path, tmp_path: Path) -> None:
+    asked = prepare(config(toy, tmp_path, "training.max_steps=3"))
+    assert not any("few" in said for said in asked.remarks())
+    left = prepare(config(toy, tmp_path, "training.max_steps=null"))
+    assert left.steps < 50 and any("updates are few for an adapter: training.epochs= or" in said for said in left.remarks())
 
 
 def test_rows_count_what_they_leave_out(toy: Path, tmp_path: Path) -> None:

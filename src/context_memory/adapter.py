@@ -80,6 +80,11 @@ class Card:
     licence: str = ""
     """What it was trained on leaves of its use; empty in cards from before it was noted."""
 
+    def __post_init__(self) -> None:
+        for name in ("scheme", "boundary", "pins", "config", "files"):
+            if not isinstance(value := getattr(self, name), dict):
+                raise TypeError(f"{name} is {value!r}")
+
     @property
     def is_task(self) -> bool:
         """Whether this is an ordinary LoRA on the full context, to be merged."""
@@ -190,7 +195,7 @@ def read_card(folder: str | Path) -> Card:
     if not folder.is_dir():
         raise UserError(f"no adapter folder at '{folder}'; give the folder that holds {CARD} and {LORA}.")
     try:
-        tree = json.loads((folder / CARD).read_text())
+        tree = dict(json.loads((folder / CARD).read_text()))
         base, task = Base(**tree.pop("base")), tree.pop("task")
         if tree.get("format") != FORMAT:
             raise UserError(f"adapter '{folder}' has format {tree.get('format')}, this version reads {FORMAT}; update context-memory.")

@@ -18,7 +18,7 @@ from functools import cached_property
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from context_memory.config import TrainingConfig
+from context_memory.defaults import TrainingConfig
 from context_memory.encode import Encoder
 from context_memory.errors import UserError
 from context_memory.plan import Plan, Tokens, layout, pack, stack

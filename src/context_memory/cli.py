@@ -64,6 +64,8 @@ def main(arguments: Sequence[str] | Callable[[], Sequence[str]] | None = None) -
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # while a command is being imported; within one, Typer's
+        sys.exit(130)
     except (OSError, SafetensorError) as e:
         if not any(fault in str(e) for fault in MENDABLE):
             raise

@@ -6,8 +6,10 @@ model name) ends the run at once. Protocol: POST {url}/chat/completions, as Open
 
 from __future__ import annotations
 
+import json
 import random
 import threading
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -42,7 +44,7 @@ class Settings:
     workers: int = 4
     """Requests under way at a time."""
     timeout: float = 120.0
-    """Seconds that a connection may be silent."""
+    """Seconds until a reply has to be whole."""
     tries: int = 6
     """Requests for one reply."""
     first_wait: float = 1.0
@@ -112,36 +114,46 @@ class Client:
     def _once(self, question: str) -> str:
         body = {"model": self.settings.model, "messages": [{"role": "user", "content": question}]}
         try:
-            response = self._http.post(self.settings.url.rstrip("/") + "/chat/completions", json=body)
+            with self._http.stream("POST", self.settings.url.rstrip("/") + "/chat/completions", json=body) as response:
+                came = self._whole(response)
         except httpx2.TimeoutException as e:
             raise NoReply("no reply in time", f"{self.settings.timeout:g} s") from e
         except httpx2.HTTPError as e:
             raise NoReply("no connection", str(e) or type(e).__name__) from e
-        self._accept(response)
+        self._accept(response, came)
         try:
-            text = content(response.json())
+            text = content(json.loads(came))
         except ValueError as e:
-            raise NoReply("a reply that is no JSON", self._short(response)) from e
+            raise NoReply("a reply that is no JSON", self._short(came)) from e
         except LookupError as e:
-            raise NoReply("a reply without a message", self._short(response)) from e
+            raise NoReply("a reply without a message", self._short(came)) from e
         if not text.strip():
             raise NoReply("an empty message")
         return text
 
-    def _accept(self, response: httpx2.Response) -> None:
+    def _whole(self, response: httpx2.Response) -> str:
+        """The body. httpx's own limit is one of silence: an endpoint that sends a byte now and then would never meet it."""
+        began, came = time.monotonic(), b""
+        for part in response.iter_bytes():
+            came += part
+            if time.monotonic() - began > self.settings.timeout or self.stopped.is_set():
+                raise NoReply("no reply in time", f"{self.settings.timeout:g} s, {len(came):,} bytes so far")
+        return came.decode(errors="replace")
+
+    def _accept(self, response: httpx2.Response, came: str) -> None:
         code, settings = response.status_code, self.settings
         if response.is_redirect:
             raise UserError(f"{settings.url} sends on to {response.headers.get('location')}; give --endpoint the URL that answers itself.")
         if code in TO_MEND:
             why = TO_MEND[code].format(key_env=settings.key_env, model=settings.model)
-            raise UserError(f"{settings.url} says {code}: {why}. It said: {self._short(response)}")
+            raise UserError(f"{settings.url} says {code}: {why}. It said: {self._short(came)}")
         if not response.is_success:
             again = code in PASSING or code >= 500
-            raise NoReply(f"HTTP {code}", self._short(response), again, retry_after(response.headers.get("retry-after", "")))
+            raise NoReply(f"HTTP {code}", self._short(came), again, retry_after(response.headers.get("retry-after", "")))
 
-    def _short(self, response: httpx2.Response) -> str:
-        """The beginning of what came, without the key, which some endpoints repeat."""
-        text = " ".join(response.text.split())
+    def _short(self, came: str) -> str:
+        """The beginning of it, without the key, which some endpoints repeat."""
+        text = " ".join(came.split())
         text = text.replace(self.settings.key, "***") if self.settings.key else text
         return text[:200] or "nothing"
 

@@ -30,7 +30,7 @@ CHOICES = {
     "training.save_dtype": ("float32", "float16", "bfloat16"),
     "training.loss": ("ce", "distill"),
     "training.schedule": ("cosine", "linear", "constant", "constant_with_warmup"),
-    "evaluation.split": ("train", "validation", "test"),
+    "evaluation.split": ("train", "validation", "test", "all"),
 }
 AT_LEAST: dict[str, float] = {
     "model.lora_r": 1, "training.max_steps": 1, "training.tokens_per_batch": 1, "training.batch_size": 1,

@@ -56,7 +56,7 @@ def estimate(config: Config) -> str:
             f"model       {lm.facts}, {lm.base.dtype}, scheme {lm.scheme.title}, gate {lm.gate}",
             f"parameters  {gate.trainable(lm):,} trained of {sum(p.numel() for p in lm.parameters()):,}",
             f"data        {len(job.schedule.rows):,} examples; {micro:,} micro-batches{about} of some {rows:.1f} rows, "
-            f"{raw:,.0f} raw tokens, {labels:,.0f} labels" + "".join(f"; {what}" for what in job.left_out()),
+            f"{raw:,.0f} raw tokens, {labels:,.0f} labels" + "".join(f"; {what}" for what in job.remarks()),
             f"steps       {job.steps:,} updates{about}, {raw * micro:,.0f} raw tokens",
             f"time        {total / 60:.1f} minutes without evaluations, at {raw / seconds:,.0f} raw tokens/s (measured){most}",
             f"memory      {(peak + adam) / 2**30:.2f} GiB at the peak{most}",

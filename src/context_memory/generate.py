@@ -145,6 +145,8 @@ class Decoder:
             out.text = out.text if out.reason == "stop" else self.encoder.text(out.ids)
             if row.fed:
                 out.mean_kv_tokens, out.mean_reasoning_kv_tokens = row.total / row.fed, row.total_reasoning / row.fed
+            else:  # an answer of one token at most, which was never fed: the prompt is all that was held
+                out.peak_kv_tokens, out.peak_kv_bytes = self.memory.length[lane], self.memory.nbytes() // self.memory.rows
             if row.waiting:  # what goes on from this memory finds that text open, as it finds a segment that the last token ended
                 self.memory.held.segment[lane].clamp_(max=self.memory.step[lane])
             self._lanes[lane] = None

@@ -18,6 +18,9 @@ from context_memory.loading import build
 from context_memory.model import CompressedLM
 from context_memory.text import Example
 
+FEW = 50
+"""Updates; the quickstart's has 90."""
+
 
 @dataclass
 class Job:
@@ -32,9 +35,9 @@ class Job:
     unjudged: bool = False
     """The validation split has nothing to evaluate on, though it was asked for: the last parameters are kept instead of the best."""
 
-    def left_out(self) -> list[str]:
-        """What is not trained on, and why, as far as it is known by now."""
-        left, wrong = self.schedule.rows.left, self.config.dataset().dropped("train")
+    def remarks(self) -> list[str]:
+        """What is not trained on, and why, as far as it is known by now; what else a person may not have meant."""
+        left, wrong = self.schedule.rows.left, self.config.dropped("train")
         counts = {
             "rows with a wrong final answer dropped": wrong,
             "examples longer than training.max_tokens left out so far": left.too_long,
@@ -43,6 +46,8 @@ class Job:
         said = [f"{n:,} {what}" for what, n in counts.items() if n]
         if self.unjudged:
             said.append("no validation examples: never evaluated, the last step is kept (training.eval_samples=0 asks for that)")
+        if self.config.training.max_steps is None and self.steps < FEW:
+            said.append(f"{self.steps} updates are few for an adapter: training.epochs= or training.max_steps= gives more")
         return said
 
 

@@ -65,7 +65,7 @@ def load(
         base = base.to(device)
     chosen = scheme or _scheme(card)
     attached = None
-    if place is not None and card is not None and lora is None and _belongs(place, card, chosen, merged):
+    if place is not None and card is not None and lora is None and belongs(place, card, chosen, merged):
         attached, lora = place, LoraConfig.from_pretrained(str(place))
         lora.base_model_name_or_path = None  # PEFT warns where it is not the folder that the model came from; hashes are checked
     of = card if attached is not None else None
@@ -121,7 +121,7 @@ def _base(name: str, folder: Path, family: Family, dtype: torch.dtype) -> tuple[
     return base, folders.describe(name, folder, base.config)
 
 
-def _belongs(adapter: Path, card: Card, scheme: Scheme, merged: bool) -> bool:
+def belongs(adapter: Path, card: Card, scheme: Scheme, merged: bool) -> bool:
     """Whether the adapter is to be attached for this scheme.
 
     Raises:

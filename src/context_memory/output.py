@@ -68,7 +68,7 @@ class Output:
     prompt_tokens: int = 0
     """Raw tokens given before the answer."""
     peak_kv_tokens: int = 0
-    """Most entries held at once, from the first generated token on."""
+    """Most entries held at once, from the first generated token on; of an answer of one token, which is never fed, the prompt's."""
     peak_reasoning_kv_tokens: int = 0
     """The same without what is held of the prompt verbatim."""
     mean_kv_tokens: float = 0.0

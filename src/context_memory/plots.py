@@ -21,6 +21,8 @@ def plots(lines: Sequence[Line], folder: Path) -> list[Path]:
     out: list[Path] = []
     if any(line.metrics.peak_reasoning_kv for line in lines):
         out.append(accuracy(lines, folder / "plot.png"))
+    elif sum(_share(line) is not None for line in lines) > 1:
+        out.append(likelihood(lines, folder / "plot.png"))
     if any(_distances(line) for line in lines):
         out.append(distances(lines, folder / "distance.png"))
     if len({depth_of(line.record.lines[0].id) for line in lines} - {None}) > 1:
@@ -40,6 +42,20 @@ def accuracy(lines: Sequence[Line], path: Path) -> Path:
             color=COLOURS[i % len(COLOURS)], label=line.record.name,
         )  # fmt: skip
     axes.set(xlabel="peak entries a layer for the reasoning, mean over answers", ylabel="accuracy, %", ylim=(-3, 103))
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False)
+    return _save(figure, path)
+
+
+def likelihood(lines: Sequence[Line], path: Path) -> Path:
+    """Nats a token against the share of the uncompressed cache that was held; where no answer was written."""
+    figure, axes = _figure()
+    for i, line in enumerate(lines):
+        share, nll = _share(line), line.metrics.nll
+        if share is not None and nll is not None:
+            how: Any = {"fmt": "o", "capsize": 3, "color": COLOURS[i % len(COLOURS)], "label": line.record.name}
+            axes.errorbar(100 * share, nll.mean, yerr=_reach(nll, 1), **how)
+    axes.set(xlabel="entries held, % of those of the text without compression", ylabel="NLL, nats a token")
     axes.set_xlim(left=0)
     axes.legend(frameon=False)
     return _save(figure, path)
@@ -103,6 +119,14 @@ def perplexities(curves: Mapping[str, Sequence[tuple[int, float]]], title: str, 
     axes.set(xlabel="tokens read", ylabel="perplexity so far", title=title)
     axes.legend(frameon=False)
     return _save(figure, path)
+
+
+def _share(line: Line) -> float | None:
+    """Of the context, where there is one; else the peak on the target."""
+    m = line.metrics
+    if m.nll is None:
+        return None
+    return m.memory_kv.mean / m.context_tokens if m.memory_kv and m.context_tokens else m.equal_length_ratio
 
 
 def _distances(line: Line) -> list[tuple[int, Any]]:

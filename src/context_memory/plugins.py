@@ -70,6 +70,12 @@ def make_beside(home: str | Path | None, folder: str, key: str) -> Any:
     return make(folder, key, **beside(home, folder, key))
 
 
+def usual(kind: Any) -> dict[str, Any]:
+    """The settings of a dataclass that have a default, with it."""
+    out = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+    return out | {f.name: f.default_factory() for f in fields(kind) if f.default_factory is not MISSING}
+
+
 def title(folder: str, tree: Mapping[str, Any]) -> str:
     """A plug-in for people: its name and the settings that differ from their defaults; the number of comp tokens where there are some.
 
@@ -77,10 +83,10 @@ def title(folder: str, tree: Mapping[str, Any]) -> str:
     'concat n_comp=2 window=44'
     """
     try:
-        usual = {f.name: f.default for f in fields(find(folder, tree["name"]))}
+        before = usual(find(folder, tree["name"]))
     except LookupError:  # a plug-in of somebody else's, which is not here
-        usual = {}
-    own = {k: v for k, v in tree.items() if k != "name" and (v != usual.get(k, MISSING) or (k == "n_comp" and v))}
+        before = {}
+    own = {k: v for k, v in tree.items() if k != "name" and (v != before.get(k, MISSING) or (k == "n_comp" and v))}
     return " ".join([tree["name"], *(_short(k, v) for k, v in own.items())])
 
 

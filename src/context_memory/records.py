@@ -66,7 +66,7 @@ class Store:
             for name in (METRICS, LINES, PARTIAL, SETTINGS):
                 (folder / name).unlink(missing_ok=True)
         note = folder / SETTINGS
-        theirs = json.loads(note.read_text()) if note.is_file() else self.settings
+        theirs = _settings(note) if note.is_file() else self.settings
         if changed := [k for k in sorted({*theirs, *self.settings}) if theirs.get(k) != self.settings.get(k)]:
             k = changed[0]
             raise UserError(
@@ -104,6 +104,16 @@ class Store:
         write_text(self.folder / LINES, "".join(_line(p) for p in lines))
         (self.folder / PARTIAL).unlink(missing_ok=True)
         write_json(self.folder / METRICS, {**notes, **plain(metrics), "settings": self.settings})
+
+
+def _settings(note: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(note.read_text())
+    except ValueError:
+        tree = None
+    if not isinstance(tree, dict):
+        raise UserError(f"'{note}' is damaged; choose another run_id, or say --fresh to forget what is there.")
+    return tree
 
 
 def append(path: Path, text: str) -> None:
@@ -152,7 +162,7 @@ def read(folder: Path) -> Record:
         return Record(notes["name"], folder, lines, notes["settings"], notes["run"], int(notes["run"].get("kv_bytes", 0)))
     except FileNotFoundError as e:
         raise UserError(f"no finished evaluation in '{folder}': {Path(e.filename).name} is missing; run ccm evaluate first.") from e
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"'{folder}': {METRICS} is damaged ({e}); evaluate it again.") from e
 
 

@@ -10,19 +10,20 @@ from __future__ import annotations
 import gc
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
 
 from context_memory import adapter as folders
-from context_memory import compose, output
+from context_memory import compose, output, plugins
 from context_memory.config import FOLDERS, Config
 from context_memory.depths import at_depths
 from context_memory.errors import UserError
 from context_memory.evaluate import Settings, evaluate
-from context_memory.loading import accelerator, load
+from context_memory.head import Headed
+from context_memory.loading import accelerator, belongs, load
 from context_memory.model import CompressedLM
 from context_memory.overrides import adapter_of, axis, choices, said, written
 from context_memory.records import Record, read
@@ -110,7 +111,8 @@ def trained(overrides: Sequence[str], recipe: str | None = None, needed: bool = 
 
 
 def sweep(axes: Sequence[str], overrides: Sequence[str], recipe: str | None, adapter: str | Path | None) -> list[tuple[str, Config]]:
-    """A row for every combination of values, `["boundary=newline,rules", "pins=[prompt],[prompt,results]"]`, named after them.
+    """A row for every combination of values, `["boundary=newline,rules", "pins=[prompt],[prompt,results]"]`, named after them. A setting
+    that a plug-in of the combination lacks is left out of it, as `boundary.tau=0.3,0.6` beside `boundary=newline,classifier`.
 
     Raises:
         UserError: a setting that all rows of a table share; see also `overrides.axis` and `configure`.
@@ -118,7 +120,26 @@ def sweep(axes: Sequence[str], overrides: Sequence[str], recipe: str | None, ada
     values = [axis(a) for a in axes]
     if shared := [a for a in axes if a.partition("=")[0].split(".")[0] not in OWN]:
         raise UserError(f"--sweep '{shared[0]}': the rows of a table differ in {', '.join(OWN)} and share all else; evaluate twice.")
-    return [(_called(point), configure([*overrides, *point], recipe, adapter)) for point in itertools.product(*values)]
+    points = dict.fromkeys(tuple(o for o in point if not _lacking(o, point)) for point in itertools.product(*values))
+    if idle := [v[0] for v in values if not any(o in point for point in points for o in v)]:
+        raise UserError(f"--sweep {idle[0].partition('=')[0]}: no plug-in of the sweep has this setting (ccm settings lists them).")
+    return [(_called(point), configure([*overrides, *point], recipe, adapter)) for point in points]
+
+
+def _lacking(override: str, point: Sequence[str]) -> bool:
+    """Whether a setting is one that none of the plug-ins has which the same combination chooses.
+
+    >>> _lacking("boundary.tau=0.3", ["boundary=newline", "boundary.tau=0.3"]), _lacking("boundary.tau=0.3", ["boundary.tau=0.3"])
+    (True, False)
+    """
+    group, _, rest = override.partition("=")[0].partition(".")
+    chosen = choices(point).get(group)
+    if not rest or chosen is None:
+        return False
+    if group == "pins":
+        return rest.partition(".")[0] not in chosen
+    kinds = [plugins.find(FOLDERS[group], name) for name in chosen if name in plugins.keys(FOLDERS[group])]
+    return bool(kinds) and not any(rest in {f.name for f in fields(kind)} for kind in kinds)
 
 
 def _called(point: Sequence[str]) -> str:
@@ -147,7 +168,8 @@ def scheme_of(config: Config) -> Scheme:
     """The scheme of a row that there are weights for.
 
     Raises:
-        UserError: a scheme with comp tokens and no compression adapter; see also `adapter.read_card`.
+        UserError: a scheme with comp tokens and no compression adapter, or one with another number of them; see also
+            `adapter.read_card`.
     """
     adapter, scheme = config.model.adapter, config.make("scheme")
     card = folders.read_card(adapter) if adapter else None
@@ -157,7 +179,21 @@ def scheme_of(config: Config) -> Scheme:
             f"scheme '{scheme.name}' needs a compression adapter and {what}; give one, model.adapter=FOLDER, "
             f"or train one: ccm train scheme={scheme.name}. (Schemes without comp tokens, such as full, need none.)"
         )
+    if adapter and card:
+        belongs(Path(adapter), card, scheme, merged=False)
     return scheme
+
+
+def check(config: Config) -> None:
+    """What can be told of a row before a model is loaded.
+
+    Raises:
+        UserError: see `scheme_of`; a boundary or pin that has learnt nothing here.
+    """
+    scheme_of(config)
+    for plug in (config.make("boundary"), *config.make("pins")):
+        if isinstance(plug, Headed):
+            _ = plug.trained
 
 
 def load_row(config: Config) -> CompressedLM:
@@ -185,15 +221,19 @@ def examples_of(config: Config, depths: Sequence[int] | None = None) -> list[Exa
 
 
 def run(
-    rows: Sequence[Row], folder: Path, *, fresh: bool = False, progress: Progress | None = None, notes: dict[str, Any] | None = None
-) -> list[Record]:
+    rows: Sequence[Row], folder: Path, *, fresh: bool = False, progress: Progress | None = None, notes: dict[str, Any] | None = None,
+    failed: list[str] | None = None,
+) -> list[Record]:  # fmt: skip
     """Evaluate every row on the data of the first one; each has its folder under `folder`.
 
+    Args:
+        failed: takes what is wrong with a row, such as a policy that never fires, and the others go on; else it is raised.
+
     Raises:
-        UserError: see `scheme_of`, before any row is run, and `evaluate.evaluate`.
+        UserError: see `check`, before any row is run, and `evaluate.evaluate`.
     """
     for row in rows:
-        scheme_of(row.config)
+        check(row.config)
     first = rows[0].config
     e = first.evaluation
     examples, dataset = examples_of(first, e.depths), first.dataset()
@@ -206,8 +246,13 @@ def run(
         encoder = c.encoder(lm.tokenizer)
         said = {"data": first.data, "split": e.split, "seed": g.seed, "note": row.note, **(notes or {})}
         place = folder / slug(row.name)
-        evaluate(lm, encoder, dataset, examples, settings, place, name=row.name, notes=said, fresh=fresh, progress=progress)
-        out.append(read(place))
+        try:
+            evaluate(lm, encoder, dataset, examples, settings, place, name=row.name, notes=said, fresh=fresh, progress=progress)
+            out.append(read(place))
+        except UserError as e:
+            if failed is None:
+                raise
+            failed.append(f"row '{row.name}': {e}" if len(rows) > 1 else str(e))
         del lm
         gc.collect()  # a model holds itself through its hooks; the next one should not stand beside it
     return out

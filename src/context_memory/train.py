@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from context_memory.config import Config
 from context_memory.errors import UserError
 from context_memory.job import Job, lower, prepare
 from context_memory.loading import card_of, numbers
+from context_memory.material import material
 from context_memory.model import CompressedLM
 from context_memory.profiling import TRAINING, EachStep, profiled
 from context_memory.progress import Clock, Finite, Progress, trackers
@@ -74,14 +75,14 @@ def train(config: Config, lm: CompressedLM | None = None) -> Result:
     """Train, or go on with, the run of this configuration.
 
     Raises:
-        UserError: see `job.prepare`; also a run_id that belongs to another configuration, or is being trained right now.
+        UserError: see `job.prepare`; also a run_id that belongs to another configuration or to other data, or is being trained right now.
     """
     folder = run_folder(config)
     main = int(os.environ.get("RANK", 0)) == 0
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder) if main else nullcontext():
         if main:
-            _same_run(folder, config)
+            _same_run(folder, config, material(config, model=lm is None))
         if (done := _finished(folder, config)) is not None:
             return done
         told = trackers(config, folder)
@@ -128,7 +129,7 @@ def _run(job: Job, folder: Path, told: list[str], main: bool) -> Result:
 def _headline(job: Job, folder: Path, last: Path | None) -> str:
     parts = [f"{gate.trainable(job.lm):,} trained parameters, scheme {job.lm.scheme.name}, gate {job.lm.gate}, {job.steps} steps"]
     parts += [f"going on from {last.name}"] if last else []
-    return f"{folder}: {', '.join([*parts, *job.left_out()])}"
+    return f"{folder}: {', '.join([*parts, *job.remarks()])}"
 
 
 def arguments(job: Job, folder: Path, told: list[str]) -> TrainingArguments:
@@ -159,25 +160,41 @@ def _finished(folder: Path, config: Config) -> Result | None:
     note = folder / "result.json"
     if not note.is_file() or not (folder / "adapter").is_dir():
         return None
-    tree = json.loads(note.read_text())
-    if not tree["finished"] or tree.pop("length", None) != _length(config):
+    tree = _json(note)
+    if not tree.get("finished") or tree.pop("length", None) != _length(config):
         return None
-    return Result(folder, folder / "adapter", **tree)
+    return Result(folder, folder / "adapter", **{k: v for k, v in tree.items() if k in {f.name for f in fields(Result)}})
 
 
-def _same_run(folder: Path, config: Config) -> None:
-    """Raises UserError if the folder holds a run of another configuration; else remembers this one."""
+def _same_run(folder: Path, config: Config, of: dict[str, str]) -> None:
+    """Raises UserError if the folder holds a run of another configuration or material; else remembers this one."""
     note = folder / "config.json"
     if note.is_file() and (newest(folder / "checkpoints") is not None or (folder / "result.json").is_file()):
-        theirs = Config.from_dict(json.loads(note.read_text()))
-        a, b = _flat(significant(theirs)), _flat(json.loads(json.dumps(significant(config))))
+        tree = _json(note)
+        a, b = _flat(significant(Config.from_dict(tree))), _flat(json.loads(json.dumps(significant(config))))
+        again = f"choose another run_id, or delete '{folder}' to start again."
         for k in sorted({*a, *b}):
             if a.get(k) != b.get(k):
-                raise UserError(
-                    f"run '{folder.name}' was started with {k}={a.get(k)}, got {k}={b.get(k)}; choose another run_id, "
-                    f"or delete '{folder}' to start again."
-                )
-    write_json(note, config.to_dict())
+                raise UserError(f"run '{folder.name}' was started with {k}={a.get(k)}, got {k}={b.get(k)}; {again}")
+        for k, was in tree.get("material", {}).items():
+            if k in of and of[k] != was:
+                raise UserError(f"run '{folder.name}' was started with another content of what {k} names ({was}, now {of[k]}); {again}")
+    write_json(note, {**config.to_dict(), "material": of})
+
+
+def _json(note: Path) -> dict[str, Any]:
+    """A note of ours.
+
+    Raises:
+        UserError: it is no JSON object any more.
+    """
+    try:
+        tree = json.loads(note.read_text())
+    except ValueError:
+        tree = None
+    if not isinstance(tree, dict):
+        raise UserError(f"'{note}' is damaged; delete '{note.parent}' to start again, or choose another run_id.")
+    return tree
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,6 +12,7 @@ class Every(Boundary):
     """Ends after `n` tokens."""
 
     n: int = 64
+    """Tokens of a segment."""
     max_segment: int = 256
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ class Random(Boundary):
     mean: float = 24.0
     """Tokens a segment has on average, where `max_segment` does not cut it short."""
     seed: int = 0
+    """Of the places."""
     max_segment: int = 256
 
     def __post_init__(self) -> None:

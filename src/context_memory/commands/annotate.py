@@ -22,7 +22,7 @@ KEY = "OPENAI_API_KEY"
 def annotate(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. data=gsm8k data.path=my.jsonl boundary=rules")] = None,
     out: Annotated[Path, typer.Option(help="The .jsonl or .json file to write.")] = Path("annotated.jsonl"),
-    split: Annotated[str, typer.Option(help="Which examples: train, validation or test.")] = "train",
+    split: Annotated[str, typer.Option(help="Which examples: train, validation, test, or all.")] = "train",
     recipe: Annotated[str | None, typer.Option(help="A YAML file of settings; overrides come after it.")] = None,
     oracle: Annotated[
         float | None, typer.Option(min=1, help="Cut where compressing costs least, into segments of so many tokens on average.")
@@ -35,7 +35,7 @@ def annotate(
     price_out: Annotated[float | None, typer.Option(min=0, help="Price of a million tokens that are written.")] = None,
     rewrite: Annotated[bool, typer.Option("--rewrite", help="Let it write solutions of its own; the final answer must agree.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 4,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for a reply.")] = 120,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds in which a reply has to be whole.")] = 120,
     yes: Annotated[bool, typer.Option("--yes", help="Ask the endpoint without asking you.")] = False,
 ) -> None:
     """Write <COMP> into the solutions of a dataset, by a boundary policy, by what compressing costs, or by a model behind an endpoint.
@@ -73,6 +73,8 @@ def annotate(
     if out.exists() and not endpoint:
         raise UserError(f"--out={out} is there already; it is not overwritten. Name another file, or remove it.")
     examples = config.training_examples() if split == "train" else config.examples(split, config.data["max_eval_samples"])
+    if wrong := config.dropped(split):
+        print(f"{wrong:,} rows of the data are left out: their final answer is wrong.")
     if adapter:
         by_adapter(config, examples, oracle, out)
         return

@@ -12,7 +12,10 @@ def evaluate(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. data=tally evaluation.max_samples=100")] = None,
     adapter: Annotated[str | None, typer.Option(help="An adapter folder; the same as model.adapter=.")] = None,
     row: Annotated[list[str] | None, typer.Option(help="One more row: an adapter folder, or name=folder.")] = None,
-    sweep: Annotated[list[str] | None, typer.Option(help="key=value,value: a row for each; several give all combinations.")] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(help="key=value,value: a row for each; several give all combinations, without settings that a plug-in lacks."),
+    ] = None,
     alone: Annotated[bool, typer.Option("--alone", help="Without the rows full and nothing.")] = False,
     window: Annotated[
         bool, typer.Option("--window", help="A control for each: a sliding window with as many entries and the same pins, nothing trained.")
@@ -29,6 +32,7 @@ def evaluate(
     from dataclasses import replace
 
     from context_memory import console, control, report, rows
+    from context_memory.errors import UserError
     from context_memory.overrides import written
 
     given = list(overrides or [])
@@ -43,9 +47,15 @@ def evaluate(
     beside = [control.window(rows.Row(name, c), f"window for {name}" if len(named) > 1 else "") for name, c in named if window]
     table = rows.rows_of(config, [*named, *((r.name, r.config) for r in beside)], ends=not alone)
     folder = out or _folder(config)
+    failed: list[str] = []
     with console.bar() as progress:
-        records = rows.run(table, folder, fresh=fresh, progress=progress)
-    report.publish(records, folder)
+        records = rows.run(table, folder, fresh=fresh, progress=progress, failed=failed)
+    if records:
+        report.publish(records, folder)
+    if wrong := config.dropped(config.evaluation.split):
+        print(f"{wrong:,} rows of the data are not among the items: their final answer is wrong.")
+    if failed:
+        raise UserError("\n".join([*failed, *(["the other rows are done."] if records else [])]))
 
 
 def _other(text: str, given: list[str], recipe: str | None):  # type: ignore[no-untyped-def]  # (name, Config)

@@ -57,6 +57,7 @@ class Pin(ABC):
     needs_hidden: ClassVar[bool] = False
     """Whether it looks at the model's hidden state of every token (then `read` says how)."""
     budget: int
+    """The most tokens of a segment that it keeps."""
 
     def __post_init__(self) -> None:
         if self.budget < 0:

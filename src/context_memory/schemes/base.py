@@ -35,6 +35,7 @@ class Scheme(ABC):
     lag: int = 0
     """For how many tokens after its own a comp token is not looked at by text: so long may a decode loop put it off."""
     n_comp: int
+    """Comp tokens of a segment; 0 for schemes that have none."""
 
     @property
     def mixes(self) -> bool:

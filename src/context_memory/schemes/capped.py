@@ -33,8 +33,11 @@ from context_memory.schemes.base import Scheme, check_n_comp
 class Capped(Scheme):
     n_comp: int = 2
     cap: int = 4
+    """Groups of comp tokens that stay as they are."""
     evicted: str = "merged"
+    """What becomes of older ones: `merged` into one group, or `dropped`."""
     recurrent: bool = True
+    """Whether a segment sees the memory while it is compressed."""
 
     def __post_init__(self) -> None:
         check_n_comp(self.n_comp)

@@ -32,6 +32,7 @@ from context_memory.schemes.base import Scheme
 class Compressive(Scheme):
     n_comp: int = 0
     entries: int = 2
+    """Means that a segment leaves."""
     pools: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

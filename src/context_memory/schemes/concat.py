@@ -56,6 +56,7 @@ from context_memory.schemes.base import Scheme, check_n_comp
 class Concat(Scheme):
     n_comp: int = 2
     recurrent: bool = True
+    """Whether a segment sees the memory while it is compressed."""
     window: int = 0
     """Raw tokens before the running one, of segments that are compressed already, that it still sees."""
     cache: int = 0

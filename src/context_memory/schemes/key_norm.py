@@ -30,7 +30,9 @@ from context_memory.schemes.base import Scheme
 class KeyNorm(Scheme):
     n_comp: int = 0
     size: int = 64
+    """Entries that stay, in each head."""
     recent: int = 8
+    """Of these, the latest tokens."""
     static: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -33,10 +33,15 @@ from context_memory.schemes.base import Scheme, check_n_comp
 class Merge(Scheme):
     n_comp: int = 2
     recurrent: bool = True
+    """Whether a segment sees the memory while it is compressed."""
     average: str = "mean"
+    """`mean` of all segments, `exponential` (the latest weighs `decay`), or `recency` (weights grow as the place to the `power`)."""
     decay: float = 0.5
+    """Weight of the latest segment, for `exponential`."""
     power: float = 1.0
+    """0 is the mean, for `recency`."""
     learned: bool = False
+    """Train how much of each layer's fresh comp tokens enters, from the average as a start."""
 
     def __post_init__(self) -> None:
         check_n_comp(self.n_comp)

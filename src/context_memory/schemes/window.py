@@ -31,6 +31,7 @@ from context_memory.schemes.base import Scheme
 class Window(Scheme):
     n_comp: int = 0
     size: int = 64
+    """Latest tokens that are seen, the token itself among them."""
 
     def __post_init__(self) -> None:
         if self.n_comp:

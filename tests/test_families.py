@@ -8,15 +8,24 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    Gemma3Config,
+    Gemma3ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Phi3Config,
+)
 
 import reference
 import toys
 from context_memory import cli, families, plugins
-from context_memory.errors import UserError
+from context_memory.errors import UnknownFamily, UserError
 from context_memory.families.base import PAGE, Family, family_of
 from context_memory.model import CompressedLM
 from context_memory.plan import layout
@@ -87,6 +96,24 @@ def test_control_what_the_page_says_is_needed(followed: str, monkeypatch: pytest
     assert not idle(lm)
 
 
+def test_the_text_model_is_taken_out_as_the_page_says(tmp_path: Path) -> None:
+    """Of a random Gemma 3 with images: its folder is of a known family, and its logits are those of the whole."""
+    page = DOCUMENT.read_text(encoding="utf-8")
+    (code,) = re.findall(r"## A model with images or sound\n.*?```python\n(.*?)```", page, re.S)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {**shape, "vocab_size": 64, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
+    config = Gemma3Config(text_config=text, vision_config={**shape, "image_size": 28, "patch_size": 14}, mm_tokens_per_image=1)
+    AutoModelForMultimodalLM.from_config(config).save_pretrained(tmp_path / "whole")
+    toys.tokenizer().save_pretrained(tmp_path / "whole")
+    names: dict[str, Any] = {"SOURCE": tmp_path / "whole", "FOLDER": tmp_path / "text"}
+    exec(code, names)
+    taken, ids = AutoModelForCausalLM.from_pretrained(tmp_path / "text"), torch.tensor([[1, 5, 9, 7]])
+    assert family_of(taken.config.model_type).causal and (tmp_path / "text" / "tokenizer.json").is_file()
+    with torch.no_grad():
+        stock, drawn = names["whole"](input_ids=ids).logits, Gemma3ForCausalLM.from_pretrained(tmp_path / "whole")
+        assert torch.equal(taken(ids).logits, stock) and not torch.allclose(drawn(ids).logits, stock, atol=1e-2)  # the control
+
+
 def test_the_page_names_every_family() -> None:
     page = DOCUMENT.read_text(encoding="utf-8")
     said = re.findall(r"`(\w+)`", page.partition("Known now: ")[2].partition(". ")[0])
@@ -112,8 +139,21 @@ def test_an_unknown_architecture_is_told_where_the_page_is() -> None:
     assert isinstance(e.value, LookupError) and DOCUMENT.is_file()
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("gemma3", r"take the text model out, gemma3_text, which is known here: "), ("llava", r"text_config .* known here \(.*llama.*\): "),
+     ("qwen2_vl", r"families/qwen2_vl\.py: "), ("clip", r"families/clip\.py: ")],
+)  # fmt: skip
+def test_a_model_with_images_is_told_to_leave_them(kind: str, said: str) -> None:
+    """Where the text model is of a known family, or may be; else (the controls) a file is needed."""
+    with pytest.raises(UnknownFamily, match=f"architecture '{kind}' .*{said}docs/families\\.md shows how"):
+        family_of(kind)
+
+
 @pytest.mark.parametrize("command", [["generate", "What?"], ["train", "--dry-run", "--no_wandb"]], ids=["generate", "train"])
-@pytest.mark.parametrize(("kind", "said"), [("gpt2", PAGE), ("bart", PAGE), ("nonsense", "does not recognize"), (None, "model_type")])
+@pytest.mark.parametrize(
+    ("kind", "said"), [("gpt2", PAGE), ("gemma3", PAGE), ("bart", PAGE), ("nonsense", "does not recognize"), (None, "model_type")]
+)
 def test_the_command_line_says_so_before_it_reads_weights(
     kind: str | None, said: str, command: list[str], toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,12 +24,27 @@ def family_of(model_type: str) -> Family:
     Raises:
         UnknownFamily: (a UserError and LookupError) there is no file of that name.
     """
-    if model_type not in (have := plugins.keys("families")):
-        raise UnknownFamily(
-            f"architecture '{model_type}' is not known here; known: {', '.join(have)}. A new one is one small file, "
-            f"families/{model_type}.py: {PAGE} shows how."
-        )
-    return plugins.make("families", model_type)  # type: ignore[return-value]
+    if model_type in (have := plugins.keys("families")):
+        return plugins.make("families", model_type)  # type: ignore[return-value]
+    known, text = ", ".join(have), wrapped(model_type)
+    if text == "" or text in have:
+        which = f"{text}, which is known here" if text else f"if text_config in config.json has a model_type known here ({known})"
+        raise UnknownFamily(f"architecture '{model_type}' is a text model and more; take the text model out, {which}: {PAGE} shows how.")
+    raise UnknownFamily(
+        f"architecture '{model_type}' is not known here; known: {known}. A new one is one small file, families/{model_type}.py: "
+        f"{PAGE} shows how."
+    )
+
+
+def wrapped(model_type: str) -> str | None:
+    """The text model of an architecture that adds images or sound to one: "" if any can be it, None if there is none.
+
+    `sub_configs` of transformers 5 has the class of every part: AutoConfig, without a model_type of its own, for any.
+    """
+    from transformers import CONFIG_MAPPING
+
+    parts = CONFIG_MAPPING[model_type].sub_configs if model_type in CONFIG_MAPPING else {}
+    return getattr(parts["text_config"], "model_type", "") if "text_config" in parts else None
 
 
 def fitting(config: Any, implementation: str) -> Family:

@@ -122,7 +122,7 @@ def test_a_row_that_cannot_be_made_costs_no_other(ccm: Ccm, toy: Path, adapters:
         "--out",
         "some",
     )
-    code, out, err = ccm("evaluate", "--adapter", adapters[1], *common, "--sweep", "boundary.n=4,250")
+    code, out, err = ccm("evaluate", "--adapter", adapters[1], *common, "--sweep", "boundary.n=250,4")
     assert code == 2 and "row 'boundary.n=250': " in err and "the other rows are done" in err
     assert [r.name for r in records.gather([tmp_path / "some"])] == ["boundary.n=4"] and "boundary.n=4" in out
     assert (tmp_path / "some" / "table.json").is_file()

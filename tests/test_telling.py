@@ -105,3 +105,19 @@ def test_problems_are_divided_and_not_tokens() -> None:
     assert {n: len(set(p.problem.tolist())) for n, p in parts.items()} == {"train": 16, "validation": 2, "test": 2}
     assert sorted(i for p in parts.values() for i in set(p.problem.tolist())) == list(range(20))
     assert all(len(p.follows) == len(p.ends) == 3 * len(set(p.problem.tolist())) for p in parts.values())
+
+
+def test_an_adapter_takes_the_head_along_that_it_was_trained_with(
+    made: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It lies beside another adapter here. What is learnt together with its task has other hidden states, and cannot be cut by it."""
+    model, adapter = made
+    size = [f"model={model}", "model.dtype=float32", "model.lora_r=2", "data.max_steps=3", "training.batch_size=2", "training.max_steps=1"]
+    how = [f"model.adapter={adapter.parent / 'task'}", "boundary=classifier", f"boundary.path={adapter}"]
+    command = ["train", *size, *how, "training.eval_samples=0", "training.wandb=false", f"output={tmp_path}"]
+    run(*command, "run_id=on")
+    on = tmp_path / "tally" / "on" / "adapter"
+    assert head.digest(on / FILE) == head.digest(adapter / FILE)
+    few = ["evaluation.max_samples=2", "evaluation.generate=false", "data.max_steps=3"]
+    run("evaluate", "--adapter", str(on), f"model={model}", *few, "--alone", "--out", str(tmp_path / "out"))
+    assert "was trained on another task adapter" in fails([*command, "model.joint=true", "run_id=joint"], capsys)

@@ -133,10 +133,10 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def bring_along(plugs: Iterable[object], was: Path, home: Path) -> None:
-    """Put the heads of these plug-ins that lie in one adapter folder into another, whose hidden states are the same."""
+def bring_along(plugs: Iterable[object], home: Path, origin: Mapping[str, str]) -> None:
+    """Put the heads that an adapter was trained with into its folder, where they are looked for; not those of other hidden states."""
     for plug in plugs:
-        if isinstance(plug, Headed) and plug.file.parent.resolve() == was.resolve() != home.resolve():
+        if isinstance(plug, Headed) and plug.fits(origin) and plug.file.parent.resolve() != home.resolve():
             with whole(home / plug.file.name) as beside:
                 shutil.copyfile(plug.file, beside)
 
@@ -165,10 +165,15 @@ class Headed:
         _ = self.trained
         return self
 
-    def check(self, origin: Mapping[str, str]) -> None:
-        """Raises UserError if it was trained on other weights than hidden states come from (`CompressedLM.origin`)."""
+    def fits(self, origin: Mapping[str, str]) -> bool:
+        """Whether it was trained on the weights that hidden states come from (`CompressedLM.origin`)."""
         facts = self.trained[1]
-        if (facts["weights"], facts["task"]) != (origin["weights"], origin["task"]):
+        return (facts["weights"], facts["task"]) == (origin["weights"], origin["task"])
+
+    def check(self, origin: Mapping[str, str]) -> None:
+        """Raises UserError unless it `fits`."""
+        facts = self.trained[1]
+        if not self.fits(origin):
             what = "another task adapter" if facts["weights"] == origin["weights"] else f"'{facts['model']}'"
             train = "train it here (ccm boundary train, ccm pins train)"
             raise UserError(f"'{self.file}' was trained on {what}, got '{origin['model']}'; {train}.")

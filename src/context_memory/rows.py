@@ -249,10 +249,10 @@ def run(
         try:
             evaluate(lm, encoder, dataset, examples, settings, place, name=row.name, notes=said, fresh=fresh, progress=progress)
             out.append(read(place))
-        except UserError as e:
+        except UserError as fault:
             if failed is None:
                 raise
-            failed.append(f"row '{row.name}': {e}" if len(rows) > 1 else str(e))
+            failed.append(f"row '{row.name}': {fault}" if len(rows) > 1 else str(fault))
         del lm
         gc.collect()  # a model holds itself through its hooks; the next one should not stand beside it
     return out

@@ -119,8 +119,7 @@ def _run(job: Job, folder: Path, told: list[str], main: bool) -> Result:
         if lm.joint:
             lm.task = joint.save_task(lm, at := folder / joint.TASK, card_of(lm, config, at), numbers(config.training.save_dtype))
         folders.save(lm, result.adapter, card_of(lm, config, result.adapter), numbers(config.training.save_dtype))
-        if config.model.adapter:
-            head.bring_along([config.make("boundary"), *config.make("pins")], Path(config.model.adapter), result.adapter)
+        head.bring_along([config.make("boundary"), *config.make("pins")], result.adapter, lm.origin)
         note = {k: v for k, v in asdict(result).items() if k not in ("folder", "adapter")}
         write_json(folder / "result.json", {**note, "length": _length(config)})
     return result

@@ -23,7 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from context_memory.atomic import write_json, write_text
+from context_memory.atomic import read_json, write_json, write_text
 from context_memory.errors import UserError
 from context_memory.metrics import Metrics, Prediction, plain
 from context_memory.text import Example
@@ -66,12 +66,12 @@ class Store:
             for name in (METRICS, LINES, PARTIAL, SETTINGS):
                 (folder / name).unlink(missing_ok=True)
         note = folder / SETTINGS
-        theirs = _settings(note) if note.is_file() else self.settings
+        advice = "choose another run_id, or say --fresh to forget what is there"
+        theirs = read_json(note, advice) if note.is_file() else self.settings
         if changed := [k for k in sorted({*theirs, *self.settings}) if theirs.get(k) != self.settings.get(k)]:
             k = changed[0]
             raise UserError(
-                f"'{folder}' holds an evaluation with {k} = {_short(theirs.get(k))}, got {_short(self.settings.get(k))}; "
-                "choose another run_id, or say --fresh to forget what is there."
+                f"'{folder}' holds an evaluation with {k} = {_short(theirs.get(k))}, got {_short(self.settings.get(k))}; {advice}."
             )
         write_json(note, self.settings)
 
@@ -104,16 +104,6 @@ class Store:
         write_text(self.folder / LINES, "".join(_line(p) for p in lines))
         (self.folder / PARTIAL).unlink(missing_ok=True)
         write_json(self.folder / METRICS, {**notes, **plain(metrics), "settings": self.settings})
-
-
-def _settings(note: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(note.read_text())
-    except ValueError:
-        tree = None
-    if not isinstance(tree, dict):
-        raise UserError(f"'{note}' is damaged; choose another run_id, or say --fresh to forget what is there.")
-    return tree
 
 
 def append(path: Path, text: str) -> None:

@@ -19,7 +19,7 @@ from transformers import TrainingArguments
 
 from context_memory import adapter as folders
 from context_memory import gate, head, joint
-from context_memory.atomic import write_json
+from context_memory.atomic import read_json, write_json
 from context_memory.config import Config
 from context_memory.errors import UserError
 from context_memory.job import Job, lower, prepare
@@ -159,7 +159,7 @@ def _finished(folder: Path, config: Config) -> Result | None:
     note = folder / "result.json"
     if not note.is_file() or not (folder / "adapter").is_dir():
         return None
-    tree = _json(note)
+    tree = read_json(note, _again(folder))
     if not tree.get("finished") or tree.pop("length", None) != _length(config):
         return None
     return Result(folder, folder / "adapter", **{k: v for k, v in tree.items() if k in {f.name for f in fields(Result)}})
@@ -169,31 +169,20 @@ def _same_run(folder: Path, config: Config, of: dict[str, str]) -> None:
     """Raises UserError if the folder holds a run of another configuration or material; else remembers this one."""
     note = folder / "config.json"
     if note.is_file() and (newest(folder / "checkpoints") is not None or (folder / "result.json").is_file()):
-        tree = _json(note)
+        again = _again(folder)
+        tree = read_json(note, again)
         a, b = _flat(significant(Config.from_dict(tree))), _flat(json.loads(json.dumps(significant(config))))
-        again = f"choose another run_id, or delete '{folder}' to start again."
         for k in sorted({*a, *b}):
             if a.get(k) != b.get(k):
-                raise UserError(f"run '{folder.name}' was started with {k}={a.get(k)}, got {k}={b.get(k)}; {again}")
+                raise UserError(f"run '{folder.name}' was started with {k}={a.get(k)}, got {k}={b.get(k)}; {again}.")
         for k, was in tree.get("material", {}).items():
             if k in of and of[k] != was:
-                raise UserError(f"run '{folder.name}' was started with another content of what {k} names ({was}, now {of[k]}); {again}")
+                raise UserError(f"run '{folder.name}' was started with another content of what {k} names ({was}, now {of[k]}); {again}.")
     write_json(note, {**config.to_dict(), "material": of})
 
 
-def _json(note: Path) -> dict[str, Any]:
-    """A note of ours.
-
-    Raises:
-        UserError: it is no JSON object any more.
-    """
-    try:
-        tree = json.loads(note.read_text())
-    except ValueError:
-        tree = None
-    if not isinstance(tree, dict):
-        raise UserError(f"'{note}' is damaged; delete '{note.parent}' to start again, or choose another run_id.")
-    return tree
+def _again(folder: Path) -> str:
+    return f"choose another run_id, or delete '{folder}' to start again"
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import toys
-from context_memory import adapter, compose, loading
+from context_memory import adapter, compose, head, loading
+from context_memory.boundaries.classifier import FILE
 from context_memory.config import Config
 from context_memory.data.gsm8k import Gsm8k
 from context_memory.data.icl import Icl
@@ -61,6 +62,10 @@ def test_a_recipe_trains(recipe: Path, toy: Path, data: Path, tmp_path: Path, mo
         if name := getattr(config.model, setting):
             earlier = _toy_of(name, config, tmp_path / setting)
             config = replace(config, model=replace(config.model, **{setting: str(earlier)}))
+    if config.boundary.get("path"):  # a head of the real model
+        lm = loading.build(config)
+        head.save(head.Head(lm.base.config.hidden_size), tmp_path / FILE, lm.origin)
+        config = replace(config, boundary={**config.boundary, "path": str(tmp_path / FILE)})
     result = train(config)
     assert result.steps == 2 and (tmp_path / config.data["name"] / config.run_id / "adapter" / "ccm.json").is_file()
 

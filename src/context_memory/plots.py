@@ -19,13 +19,14 @@ DPI = 150
 def plots(lines: Sequence[Line], folder: Path) -> list[Path]:
     """Those that these rows have the numbers for."""
     out: list[Path] = []
+    deep = len({depth_of(line.record.lines[0].id) for line in lines} - {None}) > 1
     if any(line.metrics.peak_reasoning_kv for line in lines):
         out.append(accuracy(lines, folder / "plot.png"))
-    elif sum(_share(line) is not None for line in lines) > 1:
+    elif not deep and sum(_share(line) is not None for line in lines) > 1:
         out.append(likelihood(lines, folder / "plot.png"))
     if any(_distances(line) for line in lines):
         out.append(distances(lines, folder / "distance.png"))
-    if len({depth_of(line.record.lines[0].id) for line in lines} - {None}) > 1:
+    if deep:
         out.append(depths(lines, folder / "depth.png"))
     return out
 

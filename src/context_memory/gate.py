@@ -5,7 +5,8 @@ Kim et al. 2024, section 3.2: y = W x + 1[x is a comp token] * (alpha / r) * B A
 Seam: peft 0.21, `LoraLayer.lora_variant`, the table through which PEFT's own variants (DoRA, ...) replace the vanilla sum;
 and transformers 5.23, which hands unknown keyword arguments down to the attention of every decoder layer. A hook there reads
 `lora_gate`, so that a layer that is run again brings its gate along. (A hook on the layer itself would not do: gradient
-checkpointing replays the layer's `forward` without its hooks.)
+checkpointing replays the layer's `forward` without its hooks.) Without gradients neither hooks nor PEFT's wrappers are needed:
+`Wiring.unplugged` takes them out while a pass runs (torch 2.13, a module's `_forward_hooks` and `_forward_pre_hooks`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft.tuners.lora.layer import LoraLayer, LoraVariant
@@ -73,6 +75,21 @@ class GatedLora(LoraVariant):
         return result.view(-1, result.shape[-1]).index_add_(0, gate.index, delta, alpha=scaling).view_as(result)
 
 
+class Bare(nn.Module):
+    """A LoRA layer without PEFT's own way through it: the base layer's result and, on the gated rows, what the adapter adds."""
+
+    lora: LoraLayer
+
+    def __init__(self, lora: LoraLayer, adapter_name: str) -> None:
+        super().__init__()
+        self.base_layer = lora.base_layer
+        object.__setattr__(self, "lora", lora)  # not a submodule: it has the same base layer
+        self.adapter_name = adapter_name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lora.lora_variant[self.adapter_name].forward(self.lora, self.adapter_name, x, self.base_layer(x))
+
+
 @dataclass(frozen=True)
 class Socket:
     """A place in the model where a LoRA layer stands."""
@@ -80,47 +97,83 @@ class Socket:
     parent: nn.Module
     name: str
     lora: LoraLayer
+    bare: Bare
+
+    def put(self, module: nn.Module) -> None:
+        self.parent._modules[self.name] = module
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A hook of ours on a module, which can be taken off and put back."""
+
+    hooks: dict[int, Any]
+    """The module's."""
+    key: int
+
+    def off(self) -> Any:
+        return self.hooks.pop(self.key)
+
+    def on(self, hook: Any) -> None:
+        self.hooks[self.key] = hook
+
+
+@dataclass
+class Wiring:
+    """What `install` has put into a model."""
+
     adapter_name: str
+    sockets: list[Socket]
+    seats: list[Seat]
+    hooks: list[Hook]
 
-    def unplug(self) -> None:
-        """Put the base layer there, unless another adapter acts beside ours."""
-        if self.lora.active_adapters == [self.adapter_name]:
-            self.parent._modules[self.name] = self.lora.base_layer
+    @property
+    def alone(self) -> bool:
+        """Whether our adapter acts and no other one beside it. PEFT sets that for all layers at once."""
+        lora = self.sockets[0].lora if self.sockets else None
+        return lora is not None and lora.active_adapters == [self.adapter_name] and not (lora.disable_adapters or lora.merged)
 
-    def plug(self) -> None:
-        self.parent._modules[self.name] = self.lora
+    @contextmanager
+    def unplugged(self, gate: Gate | None) -> Iterator[None]:
+        """Run without hooks and PEFT's wrappers, which would slow decoding down (docs/log.md): the base layers alone or, with a gate, the
+        same sum as theirs. For a pass without gradients (a layer that is run again would not find its gate), of an adapter `alone`."""
+        taken = [hook.off() for hook in self.hooks]
+        try:
+            for seat in self.seats if gate is not None else ():
+                seat.gate = gate
+            for socket in self.sockets:
+                socket.put(socket.lora.base_layer if gate is None else socket.bare)
+            yield
+        finally:
+            for socket in self.sockets:
+                socket.put(socket.lora)
+            for seat in self.seats if gate is not None else ():
+                seat.leave()
+            for hook, was in zip(self.hooks, taken, strict=True):
+                hook.on(was)
 
 
-def install(layers: Iterable[nn.Module], adapter_name: str = MAIN, attention: str = "self_attn", every: bool = False) -> list[Socket]:
+def install(layers: Iterable[nn.Module], adapter_name: str = MAIN, attention: str = "self_attn", every: bool = False) -> Wiring:
     """Make the PEFT LoRA of these decoder layers conditional on the `lora_gate` keyword argument of each call.
 
     `attention` is the child that gets the keyword arguments; it runs before every other module of its layer that has a LoRA.
-    With `every`, LoRA acts on all tokens of a call that has a gate. Returns where the LoRA layers stand.
+    With `every`, LoRA acts on all tokens of a call that has a gate.
     """
-    sockets: list[Socket] = []
+    wiring = Wiring(adapter_name, [], [], [])
     for layer in layers:
         seat = Seat()
+        wiring.seats.append(seat)
         for parent in layer.modules():
             for name, module in parent.named_children():
                 if isinstance(module, LoraLayer) and adapter_name in module.lora_A:
                     module.lora_variant[adapter_name] = GatedLora(seat, every)
                     module.cast_input_dtype_enabled = False  # PEFT would cast every row, gated or not
-                    sockets.append(Socket(parent, name, module, adapter_name))
-        layer.get_submodule(attention).register_forward_pre_hook(_Sit(seat), with_kwargs=True)
-        layer.register_forward_hook(_Rise(seat), always_call=True)
-    return sockets
-
-
-@contextmanager
-def unplugged(sockets: Iterable[Socket]) -> Iterator[None]:
-    """Run the base layers alone: where no token is gated, calling PEFT's wrappers would cost a step of decoding 7 % (docs/log.md)."""
-    try:
-        for socket in sockets:
-            socket.unplug()
-        yield
-    finally:
-        for socket in sockets:
-            socket.plug()
+                    wiring.sockets.append(Socket(parent, name, module, Bare(module, adapter_name)))
+        block = layer.get_submodule(attention)
+        sit = block.register_forward_pre_hook(_Sit(seat), with_kwargs=True)
+        rise = layer.register_forward_hook(_Rise(seat), always_call=True)
+        wiring.hooks += [Hook(block._forward_pre_hooks, sit.id), Hook(layer._forward_hooks, rise.id)]
+    return wiring
 
 
 @dataclass(eq=False)

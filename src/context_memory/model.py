@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from context_memory.boundaries.base import Boundary
 from context_memory.encode import Encoder
 from context_memory.errors import InputError
 from context_memory.families.base import Family, fitting
-from context_memory.gate import Gate, Socket
+from context_memory.gate import Gate, Wiring
 from context_memory.generate import Decoder, generate
 from context_memory.memory import Memory
 from context_memory.mixing import Mix
@@ -87,7 +88,7 @@ class CompressedLM(nn.Module):
         if scheme.learned:
             self.comp.rate = LearnedRate(self.n_layers, base.config.num_key_value_heads, scheme.n_comp, self._head_size)
         self.peft: PeftModel | None = None
-        self._sockets: list[Socket] = []
+        self._wiring: Wiring | None = None
         if lora is not None:
             self._attach(lora)
 
@@ -96,7 +97,7 @@ class CompressedLM(nn.Module):
             warnings.simplefilter("ignore", FutureWarning)  # transformers 5.23 reads an old name of its own
             peft = get_peft_model(self.base, lora, autocast_adapter_dtype=False)
         gate.widen(peft)
-        self._sockets = gate.install(self.family.layers(self.base), attention=self.family.seat)
+        self._wiring = gate.install(self.family.layers(self.base), attention=self.family.seat)
         # Not a submodule: the LoRA weights live in `base` already.
         object.__setattr__(self, "peft", peft)
 
@@ -177,8 +178,8 @@ class CompressedLM(nn.Module):
                 extra["lora_gate"] = Gate(comp.flatten().nonzero()[:, 0])
         if mix is not None:
             extra["kv_mix"] = mix
-        idle = "lora_gate" not in extra and not torch.is_grad_enabled()
-        with gate.unplugged(self._sockets if idle else ()):
+        wiring = self._wiring if self._wiring is not None and self._wiring.alone and not torch.is_grad_enabled() else None
+        with nullcontext() if wiring is None else wiring.unplugged(extra.pop("lora_gate", None)):
             out = self.family.decoder(self.base)(
                 inputs_embeds=embedded, attention_mask=mask, position_ids=position_ids, past_key_values=cache,
                 use_cache=cache is not None, **extra,

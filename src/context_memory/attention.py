@@ -3,7 +3,7 @@
 Seam: transformers 5.23, `AttentionInterface.register` and `AttentionMaskInterface.register`. Our function calls the stock one. Before
 that it overwrites keys and values at slot columns (mixing schemes), and spreads out the queries of rows of different lengths: all
 other layers run the real tokens alone, side by side, so that a row pays nothing for the comp tokens of another. With neither to do it
-*is* the stock one, told how to take grouped heads (`grouped.py`), and on a GPU which kernel not to use (`cudnn.py`).
+*is* the stock one, but for a few queries of grouped heads (`grouped.py`) and told on a GPU which kernel not to use (`cudnn.py`).
 A boolean mask is right for sdpa alone: eager *adds* what it gets, flex_attention wants a BlockMask, and
 flash_attention_2 takes no such mask at all.
 """
@@ -24,7 +24,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from context_memory.cudnn import without_cudnn
 from context_memory.errors import InputError
-from context_memory.grouped import grouped, regroup, ungroup
+from context_memory.grouped import few, grouped
 from context_memory.mixing import Mix
 
 IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention", "flash_attention_2")
@@ -74,13 +74,11 @@ def _ours(implementation: str) -> Callable[..., Any]:
         stock = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_of(module))
         if lanes is not None:
             query = lanes.spread(query.transpose(1, 2)).transpose(1, 2)
-        regrouped = regroup(query, key, attention_mask) if implementation == "sdpa" else None
-        with grouped(query, regrouped is not None), without_cudnn(query.device):
-            if regrouped is None:
+        with grouped(query), without_cudnn(query.device):
+            out = few(query, key, value, attention_mask, **kwargs) if implementation == "sdpa" else None
+            weights = None
+            if out is None:
                 out, weights = stock(module, query, key, value, attention_mask, **kwargs)
-            else:
-                out, weights = stock(module, regrouped[0], key, value, regrouped[1], **kwargs)
-                out = ungroup(out, query.shape[2])
         return (out if lanes is None else lanes.gather(out)), weights
 
     return attend

@@ -93,6 +93,24 @@ def test_why_answers_are_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert right.faults == {} and not [g for g in report.grids([right]) if "wrong" in g[0]]
 
 
+def test_what_a_memory_gives_back_is_told_by_the_fault(tmp_path: Path) -> None:
+    said = ["9 + 4 = 13\n#### 13", "9 + 4 = 14\n#### 14", "9 + 5 = 14\n9 + 4 = 12\n#### 12", "9 + 7 = 16\n#### 16"]
+    found = [
+        replace(p, prompt="9 and 4, or 5?", target="9 + 4 = 13\n#### 13", answer=a, scores={"correct": float(i == 0), "recall": share})
+        for i, (p, a, share) in enumerate(zip(ROWS["full"], said, (1.0, 0.5, 0.25, 0.0)))
+    ]
+    written(tmp_path / "full", "full", found=found)
+    report.publish(gather([tmp_path / "full"]), tmp_path)
+    text, (row,) = (tmp_path / "table.md").read_text(), json.loads((tmp_path / "table.json").read_text())
+    assert "| row | right | lost number | arithmetic |\n" in text and "| full | 100.0 (1) | 0.0 (1) | 37.5 [" in text
+    assert {kind: (e["mean"], e["n"]) for kind, e in row["recalled"].items()} == {
+        "right": (1, 1),
+        "lost_number": (0, 1),
+        "arithmetic": (0.375, 2),
+    }
+    assert "what the memory gives back when their line is begun again" in text
+
+
 def test_only_columns_that_are_there_are_explained(evaluation: Path, tmp_path: Path) -> None:
     table = report.markdown(report.join(gather([evaluation])))
     assert "live bytes of keys and values" in table and "first fault" not in table and "macro" not in table

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from context_memory.data._answers import final_number, numbers, same
+from context_memory.intervals import Estimate, mean
 from context_memory.metrics import Prediction
 
 KINDS = ("lost_number", "arithmetic", "wrong_number", "cut_off", "no_answer")
@@ -148,9 +149,24 @@ def calculates(target: str) -> bool:
     return final_number(target, marked=True) is not None or any(e.sides for e in equations(target))
 
 
+def fault(p: Prediction) -> str | None:
+    """The kind of the first fault of an answer, "right" if it is right; None where nothing was answered or nothing was to be calculated."""
+    gold = final_number(p.target)
+    if p.answer is None or gold is None or not calculates(p.target):
+        return None
+    return "right" if p.scores.get("correct", 1) >= 1 else why(p.prompt, p.answer, gold, p.reason == "length")
+
+
 def faults(lines: Sequence[Prediction]) -> dict[str, int]:
-    """How many wrong answers there are of every kind; nothing where targets calculate nothing or nothing was answered."""
-    some = [p for p in lines if p.answer is not None and p.scores.get("correct", 1) < 1 and calculates(p.target)]
-    wrong = [(p, final_number(p.target)) for p in some]
-    count = Counter(why(p.prompt, p.answer or "", gold, p.reason == "length") for p, gold in wrong if gold is not None)
+    """How many wrong answers there are of every kind; nothing where there is none."""
+    count = Counter(kind for p in lines if (kind := fault(p)) not in (None, "right"))
     return {kind: count[kind] for kind in KINDS} if count else {}
+
+
+def recalled(lines: Sequence[Prediction]) -> dict[str, Estimate]:
+    """What the memory gives back of an answer's earlier numbers (`recall.py`), mean over the answers without and with each fault."""
+    found: dict[str, list[float]] = {}
+    for p in lines:
+        if "recall" in p.scores and (kind := fault(p)) is not None:
+            found.setdefault(kind, []).append(p.scores["recall"])
+    return {kind: mean(found[kind]) for kind in ("right", *KINDS) if kind in found}

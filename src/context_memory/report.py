@@ -19,7 +19,7 @@ from context_memory.console import markdown_table, terminal
 from context_memory.depths import depth_of
 from context_memory.intervals import Estimate
 from context_memory.metrics import Metrics, Prediction, Versus, natural, plain, summarise, versus
-from context_memory.probe import KINDS, faults
+from context_memory.probe import KINDS, faults, recalled
 from context_memory.records import METRICS, Record
 
 
@@ -36,6 +36,8 @@ class Line:
     """What that row is called in the heads of columns."""
     faults: dict[str, int] = field(default_factory=dict)
     """Wrong answers by the kind of their first fault."""
+    recalled: dict[str, Estimate] = field(default_factory=dict)
+    """Of the earlier numbers of right and wrong answers, by that kind, what the memory gives back."""
 
 
 def by_depth(records: Sequence[Record]) -> list[Record]:
@@ -64,7 +66,8 @@ def join(records: Sequence[Record], against: Sequence[Record] = ()) -> list[Line
         nothing = next((o for o in same if o.scheme == "nothing" and ends), None)
         compared = versus(r.lines, other.lines, nothing.lines if nothing else ()) if other is not None else None
         written = [p for p in r.lines if p.reason != "chosen"]  # an option has no equations to be at fault
-        line = Line(r, summarise(r.lines, r.kv_bytes), compared, other is not None and other.folder == r.folder, faults=faults(written))
+        itself = other is not None and other.folder == r.folder
+        line = Line(r, summarise(r.lines, r.kv_bytes), compared, itself, faults=faults(written), recalled=recalled(written))
         out.append(line if other is None or ends else replace(line, beside=other.name))
     return out
 
@@ -86,6 +89,7 @@ NOTES: dict[tuple[str, ...], str] = {
     ("compressions", "tokens"): "per answer",
     ("macro_f1",): "mean over classes of F1 (icl: then over tasks), interval by bootstrap over items",
     ("mae",): "mean absolute error, in points",
+    ("right",): "of an answer's earlier numbers, what the memory gives back when their line is begun again, mean over the answers",
     ("lost number", "arithmetic"): "wrong answers by their first fault: an operand never given or worked out, sides that do not agree",
 }
 """Columns -> what they are; said below a table that has one of them."""
@@ -144,6 +148,9 @@ def grids(lines: Sequence[Line]) -> list[Grid]:
     names = ["row", *sorted({n for o in other for n in o} - {"row", "correct"}, key=natural)]
     found: list[Grid] = [("kept", list(QUALITY), texts), ("cost", list(COST), texts), ("other scores, %", names, other)]
     found.append(("wrong answers: why, %", ["row", "wrong", *map(_words, KINDS)], [_faults(line) for line in lines]))
+    found.append(
+        ("recall by the answer's fault, % (answers)", ["row", *map(_words, ("right", *KINDS))], [_recalled(line) for line in lines])
+    )
     found = [(title, [c for c in columns if any(r.get(c) for r in rows)], rows) for title, columns, rows in found]
     return [g for g in found if len(g[1]) > 1]
 
@@ -201,7 +208,13 @@ def publish(records: Sequence[Record], folder: Path, against: Sequence[Record] =
 def _summary(line: Line) -> dict[str, Any]:
     r, against = line.record, plain(line.versus) if line.versus else None
     facts = {"name": r.name, "scheme": r.settings["scheme"], "command": r.run["command"], "commit": r.run.get("commit")}
-    return {**facts, "metrics": plain(line.metrics), "versus_full": against, "wrong": line.faults}
+    return {
+        **facts,
+        "metrics": plain(line.metrics),
+        "versus_full": against,
+        "wrong": line.faults,
+        "recalled": {k: plain(e) for k, e in line.recalled.items()},
+    }
 
 
 def _interval(e: Estimate, end: bool = False) -> str:
@@ -214,6 +227,10 @@ def _faults(line: Line) -> dict[str, str]:
     wrong = sum(line.faults.values())
     shares = {_words(kind): f"{100 * n / wrong:.1f}" for kind, n in line.faults.items()}
     return {"row": line.record.name, **({"wrong": str(wrong)} if wrong else {}), **shares}
+
+
+def _recalled(line: Line) -> dict[str, str]:
+    return {"row": line.record.name, **{_words(kind): f"{_interval(e, end=e.n < 2)} ({e.n})" for kind, e in line.recalled.items()}}
 
 
 def _words(kind: str) -> str:

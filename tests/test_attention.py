@@ -274,6 +274,20 @@ def test_few_queries_are_regrouped_and_the_switch_is_left_as_it_was(scheme: Sche
     assert all((a - b).abs().max() < 1e-10 for a, b in zip(few, plain, strict=True))
 
 
+def test_few_queries_are_scaled_and_what_else_is_asked_for_is_left_to_transformers() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, n, 8, dtype=torch.float64) for heads, n in ((6, 3), (2, 11), (2, 11)))
+    mask = torch.rand(2, 1, 3, 11) > 0.4
+    mask[..., 0] = True
+    wide = (x.repeat_interleave(3, 1) for x in (k, v))
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, *wide, attn_mask=mask, scale=0.3).transpose(1, 2)
+    found = grouped.few(q, k, v, mask, scaling=0.3)
+    assert found is not None and torch.allclose(found, wanted, atol=1e-12)
+    for name in grouped.SPECIAL:
+        assert grouped.few(q, k, v, mask, scaling=0.3, **{name: object()}) is None
+        assert grouped.few(q, k, v, mask, scaling=0.3, **{name: None}) is not None
+
+
 def test_cudnn_is_left_out_on_a_gpu() -> None:
     """And is there again afterwards, whatever happened; where a person has switched it off, it stays off."""
     on = torch.backends.cuda.cudnn_sdp_enabled

@@ -50,6 +50,9 @@ def test_the_same_with_and_without_peft(family: str, gate: str, monkeypatch: pyt
     assert torch.equal(through, without)
     assert not torch.allclose(frozen, without), "the adapter does something here"
     assert wired(lm) == before
+    assert lm._wiring is not None
+    (taken,) = {id(seat.taken): seat.taken for seat in lm._wiring.seats}.values()  # the rows of one layer, not of all, are held
+    assert taken.x is None and taken.gathered is None and all(seat.gate is None for seat in lm._wiring.seats)
 
 
 def test_all_is_put_back_after_an_error() -> None:

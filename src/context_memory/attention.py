@@ -3,7 +3,8 @@
 Seam: transformers 5.23, `AttentionInterface.register` and `AttentionMaskInterface.register`. Our function calls the stock one. Before
 that it overwrites keys and values at slot columns (mixing schemes), and spreads out the queries of rows of different lengths: all
 other layers run the real tokens alone, side by side, so that a row pays nothing for the comp tokens of another. With neither to do it
-*is* the stock one, but for a few queries of grouped heads (`grouped.py`) and told on a GPU which kernel not to use (`cudnn.py`).
+*is* the stock one, but that a few queries of grouped heads go to torch directly (`grouped.py`), and that on a GPU cuDNN's kernel is left
+out (`cudnn.py`).
 A boolean mask is right for sdpa alone: eager *adds* what it gets, flex_attention wants a BlockMask, and
 flash_attention_2 takes no such mask at all.
 """

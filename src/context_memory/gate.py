@@ -11,7 +11,7 @@ checkpointing replays the layer's `forward` without its hooks.) Without gradient
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,20 +33,32 @@ class Gate:
 
 
 @dataclass
-class Seat:
-    """Where a decoder layer leaves the gate for its LoRA modules while it runs."""
+class Taken:
+    """The rows that were gathered last. One for all layers, so that a pass holds those of one layer and not of all."""
 
-    gate: Gate | None = None
-    _taken: tuple[Tensor, Tensor] | None = None
+    x: Tensor | None = None
+    gathered: Tensor | None = None
 
     def rows(self, x: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
         """The gated rows of (b, n, hidden) `x` in that dtype. Modules that are given the same x (queries, keys, values) share them."""
-        if self._taken is None or self._taken[0] is not x:
-            self._taken = x, x.flatten(0, -2)[index].to(dtype)
-        return self._taken[1]
+        if self.gathered is None or self.x is not x:
+            self.x, self.gathered = x, x.flatten(0, -2)[index].to(dtype)
+        return self.gathered
 
     def leave(self) -> None:
-        self.gate = self._taken = None
+        self.x = self.gathered = None
+
+
+@dataclass
+class Seat:
+    """Where a decoder layer leaves the gate for its LoRA modules while it runs."""
+
+    taken: Taken
+    gate: Gate | None = None
+
+    def leave(self) -> None:
+        self.gate = None
+        self.taken.leave()
 
 
 class GatedLora(LoraVariant):
@@ -70,7 +82,7 @@ class GatedLora(LoraVariant):
         drop, scaling = module.lora_dropout[active_adapter], module.scaling[active_adapter]
         if self.every or gate.index is None:  # every row: in the base model's dtype, a cast of all rows would cost more than the adapter
             return result + linear(linear(drop(x), a.to(x.dtype)), (b * scaling).to(x.dtype))
-        delta = linear(linear(drop(self.seat.rows(x, gate.index, a.dtype)), a), b).to(result.dtype)
+        delta = linear(linear(drop(self.seat.taken.rows(x, gate.index, a.dtype)), a), b).to(result.dtype)
         # In place: the base layer's result is nobody else's, and a linear layer's backward does not read it.
         return result.view(-1, result.shape[-1]).index_add_(0, gate.index, delta, alpha=scaling).view_as(result)
 
@@ -82,12 +94,11 @@ class Bare(nn.Module):
 
     def __init__(self, lora: LoraLayer, adapter_name: str) -> None:
         super().__init__()
-        self.base_layer = lora.base_layer
-        object.__setattr__(self, "lora", lora)  # not a submodule: it has the same base layer
+        object.__setattr__(self, "lora", lora)  # not a submodule, or its weights would be there twice
         self.adapter_name = adapter_name
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.lora.lora_variant[self.adapter_name].forward(self.lora, self.adapter_name, x, self.base_layer(x))
+        return self.lora.lora_variant[self.adapter_name].forward(self.lora, self.adapter_name, x, self.lora.base_layer(x))
 
 
 @dataclass(frozen=True)
@@ -105,20 +116,20 @@ class Socket:
 
 @dataclass(frozen=True)
 class Hook:
-    """A hook of ours on a module, which can be taken off and put back."""
+    """A hook of ours on a module, which can be taken off and put back (behind others on that module, if there are any)."""
 
-    hooks: dict[int, Any]
+    hooks: dict[int, Callable[..., Any]]
     """The module's."""
     key: int
 
-    def off(self) -> Any:
+    def off(self) -> Callable[..., Any]:
         return self.hooks.pop(self.key)
 
-    def on(self, hook: Any) -> None:
+    def on(self, hook: Callable[..., Any]) -> None:
         self.hooks[self.key] = hook
 
 
-@dataclass
+@dataclass(frozen=True)
 class Wiring:
     """What `install` has put into a model."""
 
@@ -135,10 +146,12 @@ class Wiring:
 
     @contextmanager
     def unplugged(self, gate: Gate | None) -> Iterator[None]:
-        """Run without hooks and PEFT's wrappers, which would slow decoding down (docs/log.md): the base layers alone or, with a gate, the
-        same sum as theirs. For a pass without gradients (a layer that is run again would not find its gate), of an adapter `alone`."""
-        taken = [hook.off() for hook in self.hooks]
+        """Run without our hooks and PEFT's wrappers, which would slow decoding down (docs/log.md): the base layers alone or, with a gate,
+        the same sum as theirs. For a pass without gradients (a layer that is run again would not find its gate), of an adapter `alone`."""
+        taken: list[tuple[Hook, Callable[..., Any]]] = []
         try:
+            for hook in self.hooks:
+                taken.append((hook, hook.off()))
             for seat in self.seats if gate is not None else ():
                 seat.gate = gate
             for socket in self.sockets:
@@ -149,7 +162,7 @@ class Wiring:
                 socket.put(socket.lora)
             for seat in self.seats if gate is not None else ():
                 seat.leave()
-            for hook, was in zip(self.hooks, taken, strict=True):
+            for hook, was in taken:
                 hook.on(was)
 
 
@@ -159,9 +172,9 @@ def install(layers: Iterable[nn.Module], adapter_name: str = MAIN, attention: st
     `attention` is the child that gets the keyword arguments; it runs before every other module of its layer that has a LoRA.
     With `every`, LoRA acts on all tokens of a call that has a gate.
     """
-    wiring = Wiring(adapter_name, [], [], [])
+    wiring, taken = Wiring(adapter_name, [], [], []), Taken()
     for layer in layers:
-        seat = Seat()
+        seat = Seat(taken)
         wiring.seats.append(seat)
         for parent in layer.modules():
             for name, module in parent.named_children():
@@ -172,7 +185,7 @@ def install(layers: Iterable[nn.Module], adapter_name: str = MAIN, attention: st
         block = layer.get_submodule(attention)
         sit = block.register_forward_pre_hook(_Sit(seat), with_kwargs=True)
         rise = layer.register_forward_hook(_Rise(seat), always_call=True)
-        wiring.hooks += [Hook(block._forward_pre_hooks, sit.id), Hook(layer._forward_hooks, rise.id)]
+        wiring.hooks.extend([Hook(block._forward_pre_hooks, sit.id), Hook(layer._forward_hooks, rise.id)])
     return wiring
 
 

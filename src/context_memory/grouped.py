@@ -23,8 +23,8 @@ FEW = 16
 """Queries a row up to which heads are regrouped (on a CPU, 64 rows of 350 entries, bfloat16: 20 ms instead of 35). With 64 queries it gains
 nothing, with 200 it loses."""
 
-SPECIAL = ("softcap", "position_bias", "s_aux")
-"""What some families ask their attention for besides: transformers' function knows what to do, or refuses."""
+SPECIAL = ("softcap", "position_bias", "s_aux", "cache")
+"""What attention may be asked for besides: transformers' function knows what to do, or refuses."""
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from context_memory.data._answers import final_number, numbers, same
-from context_memory.intervals import Estimate, mean
+from context_memory.intervals import Estimate, share
 from context_memory.metrics import Prediction
 
 KINDS = ("lost_number", "arithmetic", "wrong_number", "cut_off", "no_answer")
@@ -169,4 +169,4 @@ def recalled(lines: Sequence[Prediction]) -> dict[str, Estimate]:
     for p in lines:
         if "recall" in p.scores and (kind := fault(p)) is not None:
             found.setdefault(kind, []).append(p.scores["recall"])
-    return {kind: mean(found[kind]) for kind in ("right", *KINDS) if kind in found}
+    return {kind: share(found[kind]) for kind in ("right", *KINDS) if kind in found}

@@ -140,9 +140,10 @@ class Wiring:
 
     @property
     def alone(self) -> bool:
-        """Whether our adapter acts and no other one beside it. PEFT sets that for all layers at once."""
-        lora = self.sockets[0].lora if self.sockets else None
-        return lora is not None and lora.active_adapters == [self.adapter_name] and not (lora.disable_adapters or lora.merged)
+        """Whether our adapter acts, in every layer, and no other one beside it in any."""
+        ours = (self.adapter_name, [self.adapter_name])  # PEFT has a name or a list of names
+        layers = [socket.lora for socket in self.sockets]
+        return bool(layers) and all(x.active_adapter in ours and not (x.disable_adapters or x.merged) for x in layers)
 
     @contextmanager
     def unplugged(self, gate: Gate | None) -> Iterator[None]:

@@ -339,3 +339,30 @@ def test_the_gradient_under_a_mask_is_a_number_on_a_gpu() -> None:
     with without_cudnn(query.device):
         torch.nn.functional.scaled_dot_product_attention(query, k, v, attn_mask=mask).sum().backward()
     assert query.grad is not None and bool(query.grad.isfinite().all())
+
+
+@pytest.mark.parametrize(("n", "dtype", "trained", "seen"), [
+    (128, torch.bfloat16, True, torch.float32), (129, torch.bfloat16, True, torch.bfloat16),
+    (128, torch.bfloat16, False, torch.bfloat16), (128, torch.float64, True, torch.float64),
+])  # fmt: skip
+def test_a_cpu_trains_its_attention_in_float32(n: int, dtype: torch.dtype, trained: bool, seen: torch.dtype) -> None:
+    """Where the kernel's backward pass is the faster one so; what comes out has the model's dtype, and gradients reach its tensors."""
+    torch.manual_seed(0)
+    lm = tiny_lm("llama", Full()).to(dtype)
+    kernel = torch.nn.functional.scaled_dot_product_attention
+    q, k, v = (torch.randn(1, heads, n, 8, dtype=dtype, requires_grad=trained) for heads in (4, 2, 2))
+    mask = torch.ones(1, 1, n, n, dtype=torch.bool).tril()
+    found: list[torch.dtype] = []
+
+    def spied(query: Tensor, *args: object, **kwargs: object) -> Tensor:
+        found.append(query.dtype)
+        return kernel(query, *args, **kwargs)  # type: ignore[arg-type]
+
+    attend = attention.ALL_ATTENTION_FUNCTIONS["ccm_sdpa"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", spied)
+        out, _ = attend(lm.base.model.layers[0].self_attn, q, k, v, mask)
+    assert found == [seen] and out.dtype == dtype
+    if trained:
+        out.sum().backward()
+        assert all(x.grad is not None and x.grad.dtype == dtype for x in (q, k, v))

@@ -3,8 +3,8 @@
 Seam: transformers 5.23, `AttentionInterface.register` and `AttentionMaskInterface.register`. Our function calls the stock one. Before
 that it overwrites keys and values at slot columns (mixing schemes), and spreads out the queries of rows of different lengths: all
 other layers run the real tokens alone, side by side, so that a row pays nothing for the comp tokens of another. With neither to do it
-*is* the stock one, but that a few queries of grouped heads go to torch directly (`grouped.py`), and that on a GPU cuDNN's kernel is left
-out (`cudnn.py`).
+*is* the stock one, but that a few queries of grouped heads go to torch directly (`grouped.py`), that on a GPU cuDNN's kernel is left
+out (`cudnn.py`), and that a CPU trains in float32 (`widened.py`).
 A boolean mask is right for sdpa alone: eager *adds* what it gets, flex_attention wants a BlockMask, and
 flash_attention_2 takes no such mask at all.
 """
@@ -27,6 +27,7 @@ from context_memory.cudnn import without_cudnn
 from context_memory.errors import InputError
 from context_memory.grouped import few, grouped
 from context_memory.mixing import Mix
+from context_memory.widened import widened
 
 IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention", "flash_attention_2")
 PREFIX = "ccm_"
@@ -79,7 +80,9 @@ def _ours(implementation: str) -> Callable[..., Any]:
             out = few(query, key, value, attention_mask, **kwargs) if implementation == "sdpa" else None
             weights = None
             if out is None:
-                out, weights = stock(module, query, key, value, attention_mask, **kwargs)
+                wide = widened(query, key, value) if implementation == "sdpa" else (query, key, value)
+                out, weights = stock(module, *wide, attention_mask, **kwargs)
+                out = out.to(query.dtype)
         return (out if lanes is None else lanes.gather(out)), weights
 
     return attend

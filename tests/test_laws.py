@@ -20,12 +20,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import reference
 from context_memory import attention
-from context_memory.gate import Bare
 from context_memory.plan import Plan, layout, pack, stack
 from context_memory.schemes.base import Scheme
 from context_memory.schemes.concat import Concat
 from context_memory.testing import tiny_lm, tiny_lms
 from context_memory.text import Segment
+from context_memory.wiring import Bare
 
 torch.set_num_threads(1)
 EXACT = 1e-10

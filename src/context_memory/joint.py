@@ -18,7 +18,7 @@ import torch
 from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from context_memory import gate
+from context_memory import gate, wiring
 from context_memory.adapter import LORA, Card, check_base, read_card, save, sha256
 from context_memory.errors import UserError
 from context_memory.model import CompressedLM
@@ -52,7 +52,7 @@ def attach(lm: CompressedLM, fresh: LoraConfig, task: str | None = None) -> None
     lm.peft.add_adapter(TASK, fresh, autocast_adapter_dtype=False)
     lm.peft.base_model.set_adapter([TASK, gate.MAIN])
     gate.widen(lm.peft)
-    gate.install(lm.family.layers(lm.base), TASK, lm.family.seat, every=True)
+    wiring.install(lm.family.layers(lm.base), TASK, lm.family.seat, every=True)
     if task is not None:
         set_peft_model_state_dict(lm.peft, load_file(Path(task) / LORA), adapter_name=TASK)
     lm.joint = True

@@ -15,12 +15,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
-from context_memory import attention, gate, memory_file, memory_merge, mixing, plugins
+from context_memory import attention, gate, memory_file, memory_merge, mixing, plugins, wiring
 from context_memory.boundaries.base import Boundary
 from context_memory.encode import Encoder
 from context_memory.errors import InputError
 from context_memory.families.base import Family, fitting
-from context_memory.gate import Gate, Wiring
+from context_memory.gate import Gate
 from context_memory.generate import Decoder, generate
 from context_memory.memory import Memory
 from context_memory.mixing import Mix
@@ -88,7 +88,7 @@ class CompressedLM(nn.Module):
         if scheme.learned:
             self.comp.rate = LearnedRate(self.n_layers, base.config.num_key_value_heads, scheme.n_comp, self._head_size)
         self.peft: PeftModel | None = None
-        self._wiring: Wiring | None = None
+        self._wiring: wiring.Wiring | None = None
         if lora is not None:
             self._attach(lora)
 
@@ -97,7 +97,7 @@ class CompressedLM(nn.Module):
             warnings.simplefilter("ignore", FutureWarning)  # transformers 5.23 reads an old name of its own
             peft = get_peft_model(self.base, lora, autocast_adapter_dtype=False)
         gate.widen(peft)
-        self._wiring = gate.install(self.family.layers(self.base), attention=self.family.seat)
+        self._wiring = wiring.install(self.family.layers(self.base), attention=self.family.seat)
         # Not a submodule: the LoRA weights live in `base` already.
         object.__setattr__(self, "peft", peft)
 

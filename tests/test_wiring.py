@@ -9,12 +9,12 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from context_memory.gate import Bare
 from context_memory.model import CompressedLM
 from context_memory.plan import Plan, layout, stack
 from context_memory.schemes.concat import Concat
 from context_memory.testing import tiny_lm
 from context_memory.text import Segment
+from context_memory.wiring import Bare
 
 FAMILIES = ["llama", "gemma3_text", "phi3"]
 

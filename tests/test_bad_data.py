@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from context_memory.compose import load
 from context_memory.config import Config
 from context_memory.data._files import rows_of
 from context_memory.data._tasks import permissive
@@ -230,6 +231,14 @@ def test_conversations(tmp_path: Path) -> None:
     refused(Dialogue(str(tmp_path / "5.jsonl")), r"train split has 3 turns, the longest has 2; give longer ones", "train")
     refused(Fact(str(tmp_path / "7.jsonl")), r"has 12 turns, the longest has 2; lower data.turns")
     assert len(Fact(str(tmp_path / "7.jsonl"), turns=2).examples("test")) == 1  # control
+
+
+def test_a_split_with_nothing_in_it(tmp_path: Path) -> None:
+    """Of all splits of a small file it is passed over; where they all have nothing, that is said."""
+    few = jsonl(tmp_path / "few.jsonl", [{"dialog": ["Hi.", "Ho.", "Ha."]}])
+    assert len(load([f"data.path={few}", "data=dialogue", "data.turns=2"]).examples("all")) == 1
+    with pytest.raises(UserError, match=r"data=dialogue: .*(no|none of its 1) conversation"):
+        load([f"data.path={jsonl(tmp_path / 'short.jsonl', [{'dialog': ['Hi.', 'Ho.']}])}", "data=dialogue"]).examples("all")
 
 
 def test_books(tmp_path: Path) -> None:

@@ -168,7 +168,9 @@ def test_schemes_without_comp_tokens_leave_the_adapter_aside(ccm: Ccm, toy: Path
     assert len({r.settings["task"] for r in rows.values()} - {None}) == 1
     assert [rows[n].settings["adapter"] is None for n in ("concat", "window", "key_norm")] == [False, True, True]
     assert [rows[n].lines[0].nll is None for n in ("concat", "window", "key_norm")] == [False, False, True]
-    assert all(r.lines[0].compressions for r in rows.values())
+    assert all(r.lines[0].compressions for r in rows.values()) and "was trained with" not in err
+    code, _, err = ccm("evaluate", "--adapter", adapters[1], *few, "scheme=merge", "--out", "other")
+    assert code == 0 and f"adapter '{adapters[1]}' was trained with scheme=concat and runs with merge." in err
 
     code, _, err = ccm("evaluate", f"model.adapter={adapters[0]}", *few, "scheme=window", "boundary=every", "boundary.n=8", "--out", "task")
     assert code == 0, err

@@ -16,7 +16,7 @@ from context_memory import plugins
 from context_memory.data.base import Dataset
 from context_memory.defaults import DataExtras, EvaluationConfig, GenerationConfig, ModelConfig, TrainingConfig
 from context_memory.encode import Encoder
-from context_memory.errors import UserError
+from context_memory.errors import EmptySplit, UserError
 from context_memory.series import Series
 from context_memory.text import Example
 
@@ -106,7 +106,7 @@ class Config:
         """
         data = self.dataset()
         try:
-            found = [e for part in SPLITS for e in data.examples(part)] if split == "all" else data.examples(split)
+            found = _every(data) if split == "all" else data.examples(split)
         except (ValueError, ImportError, OSError) as e:
             raise UserError(f"data={self.data['name']}: {e}") from e
         return found[: min([max(1, int(len(found) * ratio)), *(n for n in limits if n is not None)])]
@@ -133,6 +133,20 @@ PLAIN: dict[str, type] = {
     "generation": GenerationConfig,
     "evaluation": EvaluationConfig,
 }
+
+
+def _every(data: Dataset) -> list[Example]:
+    """The examples of every split, one split after the other. Of a small file, which is carved, some splits may have none."""
+    found: list[Example] = []
+    empty: EmptySplit | None = None
+    for split in SPLITS:
+        try:
+            found += data.examples(split)
+        except EmptySplit as none:
+            empty = none
+    if not found and empty is not None:
+        raise empty
+    return found
 
 
 def _whole(group: str, settings: Mapping[str, Any]) -> dict[str, Any]:

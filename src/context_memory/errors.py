@@ -15,6 +15,10 @@ class InputError(UserError, ValueError):
     """A value that cannot be used. To Python it is the ValueError that a library's user expects."""
 
 
+class EmptySplit(InputError):
+    """Nothing of a dataset is in one of its splits."""
+
+
 class ModelError(UserError):
     """A model cannot be had, or its files are not what they should be."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -206,6 +207,8 @@ def load_row(config: Config) -> CompressedLM:
 
     logging.disable_progress_bar()  # a second bar within ours
     m, scheme = config.model, scheme_of(config)
+    if m.adapter and scheme.n_comp and (learnt := folders.read_card(m.adapter).scheme["name"]) != scheme.name:
+        print(f"adapter '{m.adapter}' was trained with scheme={learnt} and runs with {scheme.name}.", file=sys.stderr)
     how: Any = {"dtype": m.dtype, "attn_implementation": m.attn_implementation, "device": accelerator()}
     try:
         return load(m.name, m.adapter, scheme=scheme, positions=m.positions, **how)

@@ -12,6 +12,7 @@ from context_memory.data._fields import all_texts, listed, sound
 from context_memory.data._files import CARVED, Row, fields_of, home, must, once, part, rows_of, shown
 from context_memory.data._licences import must_be_permissive, of_corpora
 from context_memory.data.base import Dataset
+from context_memory.errors import EmptySplit
 
 SPLITS = ("train", "validation", "test")
 TURNS = ("dialog", "dialogue", "turns")
@@ -78,7 +79,7 @@ def conversations(path: str, corpus: str, split: str, most: int) -> tuple[tuple[
     every = tuple(map(conversation, rows))
     found = tuple(turns for turns in every if part("\n".join(turns)) in CARVED[split]) if place.is_file() else every
     if not found:
-        raise ValueError(f"'{place}': none of its {len(every)} conversations is in the {split} split; give more, or a folder.")
+        raise EmptySplit(f"'{place}': none of its {len(every)} conversations is in the {split} split; give more, or a folder.")
     return found
 
 
@@ -110,5 +111,5 @@ class Conversations(Dataset):
             must_be_permissive(self.licence, split)
         found = conversations(self.path, self.corpus, split, self.most)
         if (longest := max(map(len, found))) < turns:
-            raise ValueError(f"no conversation of the {split} split has {turns} turns, the longest has {longest}; {advice}.")
+            raise EmptySplit(f"no conversation of the {split} split has {turns} turns, the longest has {longest}; {advice}.")
         return found

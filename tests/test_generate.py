@@ -128,6 +128,20 @@ def test_control_a_boundary_elsewhere_changes_the_answer() -> None:
     assert [o.ids for o in generate(lm, encoder, prompts, settings)] != [o.ids for o in generate(lm, other, prompts, settings)]
 
 
+@pytest.mark.parametrize("positions", ["skip", "base"])
+@pytest.mark.parametrize("n", range(240, 248))
+def test_a_row_without_positions_ends_and_its_batch_goes_on(positions: str, n: int) -> None:
+    """Whatever is fed last: a token, or comp tokens too, which take places of their own with `base`."""
+    lm = tiny_lm("llama", Concat(n_comp=2), positions=positions)
+    encoder = Encoder(Letters(), plugins.make("boundaries", "every", n=3))  # type: ignore[arg-type]
+    long, short = segments([1 + i % 40 for i in range(n)], kept=True), segments(PROMPTS[0], kept=True)
+    settings = Settings(max_new_tokens=24)
+    cut, whole = generate(lm, encoder, [long, short], settings)
+    taken = n + len(cut.ids) - 1 + 2 * cut.compressions * (positions == "base")
+    assert cut.reason == "length" and lm.max_positions - 3 < taken <= lm.max_positions == 256
+    assert [cut.ids, whole.ids] == [generate(lm, encoder, [p], settings)[0].ids for p in (long, short)] and len(whole.ids) == 24
+
+
 @pytest.mark.parametrize("scheme", ["concat", "merge", "nothing"])
 def test_a_boundary_at_every_token_the_first_one_too(scheme: str) -> None:
     lm = tiny_lm("llama", plugins.make("schemes", scheme))  # type: ignore[arg-type]

@@ -71,8 +71,9 @@ class Decoder:
         self.memory, self._lent = memory if memory is not None else lm.memory(len(prompts)), memory is not None
         self.outputs = [Output(prompt_tokens=sum(len(s.ids) for s in p)) for p in prompts]
         encoder.check(lm.origin)
-        places = lm.scheme.n_comp if lm.positions == "base" else 1
-        self._lag = max(min(lm.scheme.lag, 1), lm.scheme.lag - places + 1)
+        self._places = lm.scheme.n_comp if lm.positions == "base" else 0
+        """That comp tokens take up."""
+        self._lag = max(min(lm.scheme.lag, 1), lm.scheme.lag - max(self._places, 1) + 1)
         """`Scheme.lag` in tokens that are fed: it counts positions, and with `positions=base` comp tokens take some of them up."""
         self._lanes: list[_Row | None] = []
         """The row that each row of the memory belongs to; None once its answer has ended."""
@@ -139,7 +140,10 @@ class Decoder:
     def _retire(self) -> None:
         """Complete the outputs of rows that ended; drop such rows once they are half of the batch, unless the memory is the caller's."""
         for lane, row in enumerate(self._lanes):
-            if row is None or (row.out.reason == "length" and len(row.out.ids) < self.settings.max_new_tokens):
+            room = self.lm.max_positions - self.memory.clock[lane]
+            if row is None or (
+                row.out.reason == "length" and len(row.out.ids) < self.settings.max_new_tokens and room > self._places * row.closed
+            ):
                 continue
             out = row.out
             out.text = out.text if out.reason == "stop" else self.encoder.text(out.ids)
@@ -203,7 +207,7 @@ class Decoder:
                 )
             row.waiting.append(clock[lane])
             row.segment, row.text, row.scores, row.closed = [], "", {}, False
-            clock[lane] += scheme.n_comp if self.lm.positions == "base" else 0
+            clock[lane] += self._places
 
     def _close(self, hidden: Tensor) -> None:
         """Note the tokens that were fed, and ask the policy which segments end with them; (rows, hidden) their states."""

@@ -63,7 +63,7 @@ class Output:
     ids: list[int] = field(default_factory=list)
     text: str = ""
     reason: str = "length"
-    """Why it ended: `eos`, `stop` (a stop string) or `length`."""
+    """Why it ended: `eos`, `stop` (a stop string) or `length` (of `max_new_tokens`, or of what the model has positions for)."""
     compressions: int = 0
     prompt_tokens: int = 0
     """Raw tokens given before the answer."""

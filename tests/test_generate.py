@@ -128,8 +128,7 @@ def test_control_a_boundary_elsewhere_changes_the_answer() -> None:
     assert [o.ids for o in generate(lm, encoder, prompts, settings)] != [o.ids for o in generate(lm, other, prompts, settings)]
 
 
-@pytest.mark.parametrize("positions", ["skip", "base"])
-@pytest.mark.parametrize("n", range(240, 248))
+@pytest.mark.parametrize(("positions", "n"), [(p, n) for p in ("skip", "base") for n in range(240, 248)])
 def test_a_row_without_positions_ends_and_its_batch_goes_on(positions: str, n: int) -> None:
     """Whatever is fed last: a token, or comp tokens too, which take places of their own with `base`."""
     lm = tiny_lm("llama", Concat(n_comp=2), positions=positions)

@@ -13,7 +13,7 @@ import pytest
 from context_memory.compose import load
 from context_memory.config import Config
 from context_memory.data._files import rows_of
-from context_memory.data._tasks import permissive
+from context_memory.data._tasks import terms
 from context_memory.data.base import Dataset
 from context_memory.data.books import Books
 from context_memory.data.dialogue import Dialogue
@@ -176,7 +176,7 @@ def test_lists_of_tasks(tmp_path: Path) -> None:
     note.parent.mkdir()
     note.write_text('[{"permissive": true}]')
     with pytest.raises(ValueError, match=r"tasks.json, row 1: needs a text 'task'"):
-        permissive(str(note.parent))
+        terms(str(note.parent))
 
 
 def metaicl(folder: Path, *names: str) -> Icl:

@@ -21,7 +21,6 @@ from context_memory.encode import Encoder
 from context_memory.errors import UserError
 from context_memory.evaluate import Settings, _must_fire, evaluate
 from context_memory.footprint import peak_if_said
-from context_memory.intervals import mcnemar, paired_difference, ratio, wilson
 from context_memory.loading import load
 from context_memory.metrics import Prediction, summarise, versus
 from context_memory.model import CompressedLM
@@ -45,35 +44,6 @@ def line(i: int, correct: float, peak: int = 10, nll: float = 2.0, **more: objec
         target_tokens=20, nll=nll, nll_tokens=4,
     )  # fmt: skip
     return replace(base, **more)  # type: ignore[arg-type]
-
-
-def test_wilson_by_hand() -> None:
-    e = wilson(8, 10)  # (0.8 + 0.19207) / 1.38415 -+ 1.95996 / 1.38415 * sqrt(0.016 + 0.0096036)
-    assert (e.mean, e.n) == (0.8, 10)
-    assert (e.low, e.high) == pytest.approx((0.490162, 0.943318), abs=1e-6)
-    assert wilson(0, 20).low == pytest.approx(0, abs=1e-12) and wilson(20, 20).high == pytest.approx(1)
-    with pytest.raises(ValueError, match="no items"):
-        wilson(0, 0)
-
-
-def test_mcnemar_by_hand() -> None:
-    assert mcnemar(1, 5) == pytest.approx(2 * (1 + 6) / 64)
-    assert mcnemar(0, 10) == pytest.approx(2 / 1024)
-    assert mcnemar(0, 0) == mcnemar(3, 3) == 1
-
-
-def test_paired_difference_by_hand() -> None:
-    e = paired_difference(1, 5, 100)  # (1.5 - 5.5) / 102 -+ 1.95996 * sqrt(7 - 16 / 102) / 102
-    assert e.mean == pytest.approx(-0.04)
-    assert (e.low, e.high) == pytest.approx((-0.039216 - 0.050266, -0.039216 + 0.050266), abs=1e-5)
-    never = paired_difference(0, 0, 50)
-    assert never.mean == 0 and never.low < 0 < never.high  # no difference seen is not certainty
-
-
-def test_a_ratio_by_hand() -> None:
-    e = ratio([1, 3, 8], [1, 2, 3])  # 2; errors -1, -1, 2, whose mean has a standard error of 1; 2 is the mean of what is below
-    assert (e.mean, e.n) == (2, 3)
-    assert (e.low, e.high) == pytest.approx((2 - 1.959964 / 2, 2 + 1.959964 / 2))
 
 
 def test_a_row_by_itself() -> None:

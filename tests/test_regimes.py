@@ -82,18 +82,23 @@ def tasks(root: Path) -> Path:
                 for i in range(12)
             ]
             jsonl(root / folder / f"{name}.jsonl", rows)
-    (root / "tasks.json").write_text(json.dumps([{"task": t, "permissive": t != "bound"} for t in ("free", "bound", "new")]))
+    (root / "tasks.json").write_text(json.dumps([
+        {"task": "free", "permissive": True, "license": "CC-BY-4.0 (of an index)"}, {"task": "new", "permissive": True},
+        {"task": "bound", "permissive": False, "license": "research / non-commercial only"},
+    ]))  # fmt: skip
     return root
 
 
 def test_demonstrations_and_queries(tmp_path: Path) -> None:
     data = Icl(str(tasks(tmp_path)), k=4, train=30, queries=5, seeds=2)
     train, test = data.examples("train"), data.examples("test")
-    assert {e.meta["task"] for e in train} == {"free"}
+    assert {e.meta["task"] for e in train} == {"free"} and data.licence == "CC-BY-4.0"
+    assert replace(data, permissive=False).licence == "CC-BY-4.0 + research / non-commercial only"
     assert {e.meta["task"] for e in Icl(str(tmp_path), k=4, train=30, permissive=False).examples("train")} == {"free", "bound"}
     assert all(f"{e.prompt}\n" not in "".join(e.context) and len(e.context) == 4 for e in train)
     assert all(e.context[0][e.learn[0] :] in ("a\n", "b\n") for e in train)
     assert len(test) == 10 and len({e.context for e in test}) == 2  # a draw of demonstrations serves all its queries
+    assert [e.group for e in test] == 2 * [f"new/{i}" for i in range(5)]  # and a query is asked after each
     assert all(e.prompt.startswith("new test") and all(d.startswith("new train") for d in e.context) for e in test)
     assert data.score(test[0], test[0].target)["task new"] == 1
 
@@ -139,6 +144,9 @@ def test_profiles_and_lamp(tmp_path: Path) -> None:
     assert e.context == ("Film 17\n3\n", "Film 18\n4\n", "Film 19\n5\n") and e.context[0][e.learn[0] :] == "3\n"
     (found,) = Personal(str(tmp_path), k=3, select="bm25").examples("test")
     assert "Film 3\n4\n" in found.context
+    jsonl(tmp_path / "train.jsonl", [row | {"user": user} for user in (7, 7, 8)])
+    assert [e.group for e in Personal(str(tmp_path)).examples("train")] == ["7", "7", "8"] and e.group == ""
+    assert replace(e, group="7").digest == e.digest != replace(e, target="5").digest  # what an answer depends on
     assert Personal().score(e, "1")["mae"] == 3 and Personal().score(e, "4") == {"correct": 1.0, "mae": 0.0}
     jsonl(tmp_path / "validation.jsonl", [row | {"profile": []}])
     with pytest.raises(ValueError, match=r"line 1: the profile is empty"):

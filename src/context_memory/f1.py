@@ -13,7 +13,7 @@ Answer = tuple[str, str, str]
 """To which classes the item belongs, the right one, the one that was answered; an empty answer is none of them."""
 
 
-def macro_f1(answers: Sequence[Answer]) -> Estimate:
+def macro_f1(answers: Sequence[Answer], groups: Sequence[str] = ()) -> Estimate:
     """The mean of F1 over the classes that are right or answered somewhere; of several sets of classes, the mean over the sets.
 
     >>> e = macro_f1([("", "a", "a"), ("", "a", "a"), ("", "a", "b"), ("", "b", "b"), ("", "b", "")])
@@ -38,4 +38,4 @@ def macro_f1(answers: Sequence[Answer]) -> Estimate:
         some = np.bincount(of_set, both > 0, len(sets))
         return float((np.bincount(of_set, each, len(sets))[some > 0] / some[some > 0]).mean())
 
-    return bootstrap(score, len(answers))
+    return bootstrap(score, len(answers), groups)

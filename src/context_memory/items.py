@@ -44,7 +44,7 @@ class Item:
         self.target_peak = peak_if_said(layout(said, lm.scheme, lm.positions), lm.scheme, given) if self.known else None
         self.line = Prediction(
             example.id, example.prompt, example.target, target_peak=self.target_peak, target_tokens=self.target_tokens,
-            asked=example.digest,
+            asked=example.digest, group=example.group,
         )  # fmt: skip
         self.has_boundary = not self.known or any(s.compress and s.target for s in segments)
         self.length = self.plan.shape[1]

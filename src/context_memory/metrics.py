@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from context_memory.f1 import macro_f1
-from context_memory.intervals import Estimate, mcnemar, mean, paired_difference, ratio, share
+from context_memory.intervals import Estimate, mean, paired_difference, ratio, share, sign_test
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Prediction:
     """Numbers of the answer: which, whether the memory gives it back, and with what probability (`recall.py`)."""
     asked: str = ""
     """`Example.digest`: which example this answers, context and options included; empty in a line of an earlier version."""
+    group: str = ""
+    """`Example.group`: items of one are no independent evidence."""
 
     classes: Sequence[str] = ()
     """Where the answer is a class: of which classes, the right one, the one that was answered (`f1.py`)."""
@@ -151,20 +153,20 @@ def summarise(predictions: Sequence[Prediction], kv_bytes: int = 0) -> Metrics:
         raise ValueError("nothing to summarise: no item was evaluated.")
     said = [p for p in predictions if p.answer is not None]
     names = sorted({name for p in said for name in p.scores}, key=natural)
-    scores = {name: _scored(name, [p.scores[name] for p in said if name in p.scores]) for name in names}
-    if classes := [(p.classes[0], p.classes[1], p.classes[2]) for p in said if p.classes]:
-        scores["macro_f1"] = macro_f1(classes)
+    scores = {name: _scored(name, [p for p in said if name in p.scores]) for name in names}
+    if classed := [p for p in said if p.classes]:
+        scores["macro_f1"] = macro_f1([(p.classes[0], p.classes[1], p.classes[2]) for p in classed], _groups(classed))
     said = [p for p in said if p.reason != "chosen"]  # what follows is about answers that were written
     after = [p for p in predictions if p.memory_kv is not None]
     seconds, forced = sum(p.seconds for p in said), [p for p in predictions if p.nll is not None]
     nll_tokens = sum(p.nll_tokens for p in forced)
-    peak = mean([p.peak_reasoning_kv for p in said]) if said else None
+    peak = mean([p.peak_reasoning_kv for p in said], _groups(said)) if said else None
     peaks = [p.target_peak for p in predictions if p.target_peak is not None]
     full = sum(p.target_tokens for p in predictions) if len(peaks) == len(predictions) else 0
     return Metrics(
         n=len(predictions),
         scores=scores,
-        nll=ratio([p.nll or 0.0 for p in forced], [p.nll_tokens for p in forced]) if nll_tokens else None,
+        nll=ratio([p.nll or 0.0 for p in forced], [p.nll_tokens for p in forced], _groups(forced)) if nll_tokens else None,
         nll_tokens=nll_tokens,
         peak_reasoning_kv=peak,
         mean_reasoning_kv=_average([p.mean_reasoning_kv for p in said]),
@@ -180,15 +182,20 @@ def summarise(predictions: Sequence[Prediction], kv_bytes: int = 0) -> Metrics:
         tokens_per_second=sum(p.tokens for p in said) / seconds if seconds else None,
         equal_length_ratio=sum(peaks) / full if full else None,
         cut_off=_average([p.reason == "length" for p in said]),
-        memory_kv=mean([p.memory_kv or 0 for p in after]) if after else None,
+        memory_kv=mean([p.memory_kv or 0 for p in after], _groups(after)) if after else None,
         memory_bytes=_average([p.memory_bytes for p in after]),
         context_tokens=_average([p.context_tokens for p in after]),
     )
 
 
-def _scored(name: str, values: Sequence[float]) -> Estimate:
+def _scored(name: str, lines: Sequence[Prediction]) -> Estimate:
     """`mae` is in points of its scale, all else between 0 and 1."""
-    return mean(values) if name == "mae" else share(values)
+    return (mean if name == "mae" else share)([p.scores[name] for p in lines], _groups(lines))
+
+
+def _groups(lines: Sequence[Prediction]) -> list[str]:
+    """Of each line; none where every item is by itself."""
+    return [p.group or p.id for p in lines] if any(p.group for p in lines) else []
 
 
 def versus(row: Sequence[Prediction], full: Sequence[Prediction], nothing: Sequence[Prediction] = ()) -> Versus:
@@ -208,26 +215,34 @@ def versus(row: Sequence[Prediction], full: Sequence[Prediction], nothing: Seque
     lower = {p.key: p for p in nothing}
     both = [(a, b) for a, b in pairs if a.nll_tokens == b.nll_tokens]  # other tokens of a target, as another tokenizer's, compare nothing
     forced = [(a, b, a.nll, b.nll) for a, b in both if a.nll is not None and b.nll is not None]
-    gap = [(c.nll - mine, c.nll - best) for a, _, mine, best in forced if (c := lower.get(a.key)) is not None and c.nll is not None]
-    right = [(a.scores["correct"], b.scores["correct"], c.scores["correct"]) for a, b in said if (c := lower.get(a.key)) and c.scores]
-    won = [(mine - worst, best - worst) for mine, best, worst in right]
+    gap = [(a, c.nll - mine, c.nll - best) for a, _, mine, best in forced if (c := lower.get(a.key)) is not None and c.nll is not None]
+    right = [(a, b.scores["correct"], c.scores["correct"]) for a, b in said if (c := lower.get(a.key)) and c.scores]
+    won = [(a, a.scores["correct"] - worst, best - worst) for a, best, worst in right]
+    differences = [a.scores["correct"] - b.scores["correct"] for a, b in said]
+    groups = _groups([a for a, _ in said])
     return Versus(
         n=len(pairs),
-        difference=_difference(said) if partly else paired_difference(gained, lost, len(said)) if said else None,
-        p=mcnemar(gained, lost) if said and not partly else None,
+        difference=_difference(differences, groups) if partly else paired_difference(differences, groups) if said else None,
+        p=sign_test(differences, groups) if said and not partly else None,
         gained=gained,
         lost=lost,
         kv_ratio=_ratio([(a.peak_reasoning_kv, b.peak_reasoning_kv) for a, b in said]),
         kv_ratio_whole=_ratio([(a.peak_kv, b.peak_kv) for a, b in said]),
-        nll_difference=ratio([mine - best for *_, mine, best in forced], [a.nll_tokens for a, *_ in forced]) if forced else None,
-        gap_closed=ratio(*zip(*gap, strict=True)) if sum(whole for _, whole in gap) > 0 else None,
-        accuracy_gap_closed=ratio(*zip(*won, strict=True)) if sum(whole for _, whole in won) > 0 else None,
+        nll_difference=_over([(a, mine - best, a.nll_tokens) for a, _, mine, best in forced]),
+        gap_closed=_over(gap),
+        accuracy_gap_closed=_over(won),
     )
 
 
-def _difference(said: Sequence[tuple[Prediction, Prediction]]) -> Estimate:
+def _over(parts: Sequence[tuple[Prediction, float, float]]) -> Estimate | None:
+    """A ratio of two sums over these lines; none where there is nothing to divide by."""
+    below = [whole for *_, whole in parts]
+    return ratio([part for _, part, _ in parts], below, _groups([line for line, *_ in parts])) if sum(below) > 0 else None
+
+
+def _difference(differences: Sequence[float], groups: Sequence[str]) -> Estimate:
     """Mean paired difference of scores that may lie between 0 and 1."""
-    e = mean([a.scores["correct"] - b.scores["correct"] for a, b in said])
+    e = mean(differences, groups)
     return Estimate(e.mean, max(-1.0, e.low), min(1.0, e.high), e.n)
 
 

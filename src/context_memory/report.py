@@ -99,9 +99,11 @@ def legend(lines: Sequence[Line]) -> str:
     """What the columns of these tables are."""
     columns = {c for _, names, _ in grids(lines) for c in names}
     depths = ["t: segments of context"] if any(depth_of(line.record.lines[0].id) is not None for line in lines) else []
+    several = {p.group for line in lines for p in line.record.lines if p.group}
+    grouped = [f"intervals: {len(several)} groups (users, or questions that are asked again), the items of one together"] if several else []
     found = [([c for c in some if c in columns], text) for some, text in NOTES.items()]
     told = [f"{', '.join(heads(some, lines))}: {text}" for some, text in found if some]
-    return "; ".join([*told, *depths]) + ("." if told or depths else "")
+    return "; ".join([*told, *depths, *grouped]) + ("." if told or depths or grouped else "")
 
 
 def cells(line: Line) -> dict[str, str]:
@@ -238,8 +240,10 @@ def _words(kind: str) -> str:
 
 
 def _score(name: str, e: Estimate) -> str:
-    """`mae` is in points of its scale; a score of the whole set has its interval beside it."""
-    return f"{e.mean:.3f}" if name == "mae" else _interval(e) if name == "macro_f1" else f"{100 * e.mean:.1f}"
+    """`mae` is in points of its scale; what some data are judged by has its interval beside it."""
+    if name == "mae":
+        return f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]"
+    return _interval(e) if name in ("macro_f1", "rouge_l") else f"{100 * e.mean:.1f}"
 
 
 def _percent(x: float | None) -> str:

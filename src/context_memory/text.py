@@ -33,11 +33,15 @@ class Example:
     meta: Mapping[str, Any] = field(default_factory=dict)
     turns: bool = False
     """Context, prompt and target are the turns of one conversation: user and assistant alternate, and the target is the assistant's."""
+    group: str = ""
+    """What it has in common with other items, such as a user, or a question that is asked after several draws of demonstrations: items of
+    one group are no independent evidence (`intervals.py`)."""
 
     @property
     def digest(self) -> str:
         """A hash of all that an answer and its scores depend on."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=str).encode()).hexdigest()[:16]
+        tree = {k: v for k, v in asdict(self).items() if k != "group"}
+        return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ class User:
     prompt: str
     target: str
     options: tuple[str, ...] = ()
+    name: str = ""
+    """Who it is, where several rows are of one user."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def plain(row: Row) -> User:
         entry = (f"{row[0]}, profile entry {i}", fields)
         (text,) = spoken(entry, "text")
         profile.append(Entry(text, *(spoken(entry, "rating") if fields.get("rating") not in (None, "") else ())))
-    return User(row[0], tuple(profile), prompt, target, options_of(row, target))
+    return User(row[0], tuple(profile), prompt, target, options_of(row, target), str(row[1].get("user", "")))
 
 
 def lamp(folder: Path, task: int, split: str) -> tuple[User, ...]:

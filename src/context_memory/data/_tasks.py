@@ -13,6 +13,7 @@ from pathlib import Path
 
 from context_memory.data._fields import all_texts, listed, options_of, texts
 from context_memory.data._files import Row, home, json_of, once, rows_of, shown
+from context_memory.data._licences import UNKNOWN
 
 Item = tuple[str, str, tuple[str, ...]]
 """Input, output, options."""
@@ -85,11 +86,34 @@ def _metaicl(folder: Path, use: str) -> Task:
     return Task(rows, asked) if asked else Task(tuple(row for i, row in enumerate(rows) if i % 20), rows[::20])
 
 
+@dataclass(frozen=True)
+class Terms:
+    """Of a task, as `tasks.json` has them."""
+
+    licence: str
+    permissive: bool
+    """It allows redistribution and commercial use."""
+
+
 @once
-def permissive(path: str) -> frozenset[str] | None:
-    """The tasks whose licence allows redistribution and commercial use; None where nothing says so."""
+def terms(path: str) -> Mapping[str, Terms] | None:
+    """By task; None where nothing says them."""
     note = home(path, "icl") / "tasks.json"
-    return frozenset(texts(r, "task")[0] for r in rows_of(note) if r[1].get("permissive")) if note.is_file() else None
+    return (
+        {texts(r, "task")[0]: Terms(_name(r[1].get("license")), bool(r[1].get("permissive"))) for r in rows_of(note)}
+        if note.is_file()
+        else None
+    )
+
+
+def _name(licence: object) -> str:
+    """Without what is remarked about it.
+
+    >>> _name("CC-BY-4.0 (from an index)"), _name("none stated; terms of each"), _name(None)
+    ('CC-BY-4.0', 'unknown', 'unknown')
+    """
+    name = str(licence or "").partition(" (")[0].partition(";")[0].strip()
+    return name if name and not name.startswith("none") else UNKNOWN
 
 
 def must_have(tasks: Pools, shown: int, asked: int) -> None:

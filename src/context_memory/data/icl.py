@@ -17,20 +17,20 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from context_memory.data._files import must
-from context_memory.data._licences import UNKNOWN
+from context_memory.data._licences import UNKNOWN, joined
 from context_memory.data._rouge import among, said
-from context_memory.data._tasks import Item, Pools, Task, must_have, permissive, pools
+from context_memory.data._tasks import Item, Pools, Task, must_have, pools, terms
 from context_memory.data.base import Dataset
 from context_memory.text import Example
 
 SPLITS = ("train", "validation", "test")
 
 
-def example(demos: Sequence[Item], query: Item, id: str, task: str = "") -> Example:
+def example(demos: Sequence[Item], query: Item, id: str, task: str = "", group: str = "") -> Example:
     """A demonstration is its input, a line end, its output; the question and its answer are the same in two parts."""
     context = tuple(f"{i}\n{o}\n" for i, o, _ in demos)
     learn = tuple(len(i) + 1 for i, _, _ in demos)
-    return Example(query[0], query[1], context, learn=learn, options=query[2], id=id, meta={"task": task})
+    return Example(query[0], query[1], context, learn=learn, options=query[2], id=id, meta={"task": task}, group=group)
 
 
 @dataclass(frozen=True)
@@ -69,21 +69,24 @@ class Icl(Dataset):
 
     @property
     def licence(self) -> str:
-        """A task has its own; without `tasks.json` nothing is known."""
+        """Those of the tasks that are trained on, of which each has its own; without `tasks.json` nothing is known."""
         try:
-            noted = permissive(self.path) is not None
+            noted = terms(self.path)
+            learnt = self._free(pools(self.path, self.config)[0])
         except ValueError:
-            noted = False
-        some = "tasks under open licences alone" if self.permissive else "tasks each under its own licence, some non-commercial"
-        return some if noted else UNKNOWN
+            return UNKNOWN
+        return joined(*sorted(noted[task].licence if task in noted else UNKNOWN for task in learnt)) if noted and learnt else UNKNOWN
 
     def examples(self, split: str) -> Sequence[Example]:
         must(split, SPLITS, "icl")
         learnt, unseen = pools(self.path, self.config)
-        free = permissive(self.path) if self.permissive else None
-        learnt = {t: p for t, p in learnt.items() if free is None or t in free}
-        kept, aside = self._apart(learnt)
+        kept, aside = self._apart(self._free(learnt))
         return self._drawn(kept) if split == "train" else self._asked(unseen if split == "test" else aside, split)
+
+    def _free(self, tasks: Pools) -> Pools:
+        """With `permissive`, the tasks that are known to be so; all where nothing says it."""
+        noted = terms(self.path) if self.permissive else None
+        return tasks if noted is None else {t: p for t, p in tasks.items() if t in noted and noted[t].permissive}
 
     def _apart(self, tasks: Pools) -> tuple[Pools, Pools]:
         """The tasks to train on, and those to validate with."""
@@ -110,7 +113,7 @@ class Icl(Dataset):
         out: list[Example] = []
         for seed in range(self.seeds):
             told = {task: self._told(task, tasks[task], split, seed) for task in sorted(tasks)}
-            out += [example(told[t], tasks[t].asked[i], f"icl/{t}/{seed}/{i}", t) for i in range(least) for t in told]
+            out += [example(told[t], tasks[t].asked[i], f"icl/{t}/{seed}/{i}", t, f"{t}/{i}") for i in range(least) for t in told]
         return out
 
     def _told(self, task: str, rows: Task, split: str, seed: int) -> Sequence[Item]:

@@ -30,11 +30,11 @@ def users(path: str, task: str, split: str) -> tuple[User, ...]:
     return lamp(place, int(task.removeprefix("LaMP-")), split) if task else tuple(map(plain, rows_of(place / f"{split}.jsonl")))
 
 
-def example(profile: Sequence[Entry], prompt: str, target: str, options: tuple[str, ...], id: str) -> Example:
+def example(profile: Sequence[Entry], prompt: str, target: str, options: tuple[str, ...], id: str, group: str = "") -> Example:
     """What the user said of an entry stands on a line of its own, as the answer does."""
     context = tuple(f"{e.text}\n{e.label}\n" if e.label else e.text for e in profile)
     learn = tuple(len(e.text) + 1 if e.label else -1 for e in profile)
-    return Example(prompt, target, context, learn=learn, options=options, id=id)
+    return Example(prompt, target, context, learn=learn, options=options, id=id, group=group)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Personal(Dataset):
             if not user.profile:
                 raise ValueError(f"{user.where}: the profile is empty: there is nothing to remember; leave the row out.")
             chosen = user.profile[-self.k :] if self.select == "recent" else closest(user.profile, user.prompt, self.k)
-            out.append(example(chosen, user.prompt, user.target, user.options, f"personal/{split}/{i}"))
+            out.append(example(chosen, user.prompt, user.target, user.options, f"personal/{split}/{i}", user.name))
         return out
 
     def classes(self, example: Example, answer: str) -> tuple[str, str, str] | None:

@@ -50,12 +50,15 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_what_is_learnt_is_kept_and_told(made: tuple[Path, Path]) -> None:
     _, adapter = made
     report = json.loads((adapter / "classifier.json").read_text())
-    assert report["problems"] == 30 and report["tokens"] > 100
+    assert (report["all_problems"], report["problems"]) == (30, 3) and report["tokens"] > 100
     assert report["auc"] > 0.9  # a line end is plain to see in any hidden state
     assert sum(report["follows_labels"].values()) == pytest.approx(1)
     assert (adapter / "classifier.png").read_bytes()[:4] == b"\x89PNG"
     _, facts = head.load(adapter / FILE)
     assert facts["weights"] == read_card(adapter).base.weights and 0 < facts["tau"] < 1
+    assert report["tau"] == report["chosen"]["tau"] == facts["tau"]  # found on other problems than those of the report
+    for value, (low, high) in ((report["auc"], report["auc_interval"]), (report["chosen"]["f1"], report["chosen"]["f1_interval"])):
+        assert 0 <= low <= value <= high <= 1
 
 
 def test_it_is_loaded_with_its_adapter(made: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,6 +99,22 @@ def test_what_cannot_work_is_said(made: tuple[Path, Path], tmp_path: Path, capsy
     assert "nothing learnt at" in fails(again, capsys)
     head.save(head.Head(32), bare / adapter.name / FILE, {"model": "another", "weights": "x", "task": ""})
     assert "was trained on 'another'" in fails(again, capsys)
+    with pytest.MonkeyPatch.context() as patch:  # before any solution is run
+        patch.setattr(telling, "collect", None)
+        judged = ["boundary", "evaluate", "--adapter", str(bare / adapter.name), f"model={model}", "--problems", "12"]
+        assert "was trained on 'another'" in fails(judged, capsys)
+
+
+def test_how_well_a_head_tells_by_hand() -> None:
+    """Three problems of four tokens, the last one scored the wrong way round."""
+    scores = torch.tensor([0.9, 0.1, 0.2, 0.1] * 2 + [0.1, 0.9, 0.9, 0.9])
+    ends = torch.tensor([True, False, False, False] * 3)
+    told = telling.Told(torch.zeros(12, 2), ends, torch.arange(3).repeat_interleave(4), ("calculation",) * 12)
+    area, f1 = telling.area_of(scores, told), telling.f1_of(scores, told, 0.5)
+    better = 2 * (6 + 3 * 0.5) + 0.5 * 4  # pairs: two boundaries above six tokens and level with three; one level with four, below five
+    assert area.mean == pytest.approx(better / 27) and f1.mean == pytest.approx(2 * 2 / (5 + 3))
+    assert (area.low, area.high) == (0.0, 1.0) and (f1.low, f1.high) == (0.0, 1.0)  # a draw may have one problem alone
+    assert f1.mean == pytest.approx(telling.quality(scores, ends, 0.5).f1)
 
 
 def test_problems_are_divided_and_not_tokens() -> None:

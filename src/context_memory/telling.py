@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from context_memory.boundaries.rules import Rules, calculates
 from context_memory.encode import Encoder
 from context_memory.errors import UserError
 from context_memory.head import Head
+from context_memory.intervals import Estimate, bootstrap
 from context_memory.model import CompressedLM
 from context_memory.text import Example
 
@@ -127,18 +130,28 @@ def division(problem: Tensor, seed: int = 0) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def judge(head: Head, told: Told) -> dict[str, Any]:
-    """AUC, the curve over tau, and what its boundaries follow at the best F1, beside those of the labels."""
+def best_tau(head: Head, told: Told) -> float:
+    """The threshold of the highest F1; to be found on other problems than those that the head is judged by."""
     scores = head(told.hidden).sigmoid()
-    curve = [quality(scores, told.ends, tau) for tau in TAUS]
-    best = max(curve, key=lambda q: q.f1)
-    chosen = (scores >= best.tau).tolist()
+    return max(TAUS, key=lambda tau: quality(scores, told.ends, tau).f1)
+
+
+@torch.inference_mode()
+def judge(head: Head, told: Told, tau: float) -> dict[str, Any]:
+    """AUC, the curve over tau, and at one threshold that was chosen before how well it tells and what its boundaries follow, beside those
+    of the labels. The 95 % intervals draw whole problems."""
+    scores = head(told.hidden).sigmoid()
+    chosen = (scores >= tau).tolist()
+    area, f1 = area_of(scores, told), f1_of(scores, told, tau)
     return {
         "tokens": len(told.ends),
         "boundaries": int(told.ends.sum()),
-        "auc": auc(scores, told.ends),
-        "best": asdict(best),
-        "curve": [asdict(q) for q in curve],
+        "problems": len(told.problem.unique()),
+        "auc": area.mean,
+        "auc_interval": [area.low, area.high],
+        "tau": tau,
+        "chosen": asdict(quality(scores, told.ends, tau)) | {"f1_interval": [f1.low, f1.high]},
+        "curve": [asdict(quality(scores, told.ends, t)) for t in TAUS],
         "follows": _shares([f for f, c in zip(told.follows, chosen) if c]),
         "follows_labels": _shares([f for f, c in zip(told.follows, told.ends.tolist()) if c]),
     }
@@ -156,17 +169,32 @@ def quality(scores: Tensor, ends: Tensor, tau: float) -> Quality:
     return Quality(tau, precision, recall, 2 * precision * recall / max(1e-12, precision + recall), float(called.float().mean()))
 
 
-def auc(scores: Tensor, ends: Tensor) -> float:
+def area_of(scores: Tensor, told: Told) -> Estimate:
     """Area under the ROC curve: how often a boundary has the higher score of a pair (ties count half); NaN with one kind alone.
 
-    >>> auc(torch.tensor([0.9, 0.4, 0.4, 0.1]), torch.tensor([True, True, False, False]))
+    >>> ends = torch.tensor([True, True, False, False])
+    >>> area_of(torch.tensor([0.9, 0.4, 0.4, 0.1]), Told(torch.empty(4, 0), ends, torch.arange(4), ("",) * 4)).mean
     0.875
     """
-    positive, negative = scores[ends], scores[~ends].sort().values
-    if not len(positive) or not len(negative):
-        return float("nan")
-    below, upto = (torch.searchsorted(negative, positive, right=r).double() for r in (False, True))
-    return float((below + upto).mean() / 2 / len(negative))
+    levels, level = np.unique(scores.numpy(), return_inverse=True)
+    ends = told.ends.numpy()
+
+    def area(weights: NDArray[np.float64]) -> float:
+        positive, negative = (np.bincount(level, weights * which, len(levels)) for which in (ends, ~ends))
+        pairs = positive.sum() * negative.sum()
+        return float((positive * (negative.cumsum() - negative / 2)).sum() / pairs) if pairs else float("nan")
+
+    return bootstrap(area, len(ends), told.problem.tolist())
+
+
+def f1_of(scores: Tensor, told: Told, tau: float) -> Estimate:
+    """F1 at one threshold."""
+    called, ends = (scores >= tau).numpy(), told.ends.numpy()
+
+    def f1(weights: NDArray[np.float64]) -> float:
+        return float(2 * weights[called & ends].sum() / max(1.0, weights[called].sum() + weights[ends].sum()))
+
+    return bootstrap(f1, len(ends), told.problem.tolist())
 
 
 def _shares(kinds: Sequence[str]) -> dict[str, float]:

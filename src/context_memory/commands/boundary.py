@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from context_memory.boundaries.classifier import Classifier
     from context_memory.config import Config
     from context_memory.model import CompressedLM
     from context_memory.telling import Told
@@ -47,8 +48,8 @@ def train(
         found = head.fit(parts["train"].hidden, parts["train"].ends, epochs=epochs, lr=lr, width=width, seed=seed)
     except ValueError as e:
         raise UserError(str(e)) from e
-    tau = telling.judge(found, parts["validation"])["best"]["tau"]
-    report = telling.judge(found, parts["test"]) | {"tau": tau, "problems": len(set(told.problem.tolist())), **facts_of_this_run()}
+    tau = telling.best_tau(found, parts["validation"])
+    report = telling.judge(found, parts["test"], tau) | {"all_problems": len(told.problem.unique()), **facts_of_this_run()}
     head.save(found, place, lm.origin | {"adapter": lm.card.files if lm.card else {}, "labels": config.boundary["name"], "tau": tau})
     _publish(report, place)
     print(f"the best F1 on validation is at tau={tau:g}: ccm evaluate --adapter {adapter} boundary=classifier boundary.tau={tau:g}")
@@ -69,14 +70,16 @@ def evaluate(
     from context_memory.records import facts_of_this_run
 
     policy = Classifier(path=str(path or adapter))
-    found, _ = policy.trained
-    _, lm, told = _told(adapter, overrides, recipe, split, problems)
-    policy.check(lm.origin)
-    report = telling.judge(found, told) | {"problems": len(set(told.problem.tolist())), **facts_of_this_run()}
+    found, facts = policy.trained
+    _, _, told = _told(adapter, overrides, recipe, split, problems, policy)
+    report = telling.judge(found, told, facts.get("tau", policy.tau)) | facts_of_this_run()
     _publish(report, policy.file.with_name(f"{policy.file.stem}-{split}"))
 
 
-def _told(adapter: Path, overrides: list[str] | None, recipe: str | None, split: str, problems: int) -> tuple[Config, CompressedLM, Told]:
+def _told(
+    adapter: Path, overrides: list[str] | None, recipe: str | None, split: str, problems: int, policy: Classifier | None = None
+) -> tuple[Config, CompressedLM, Told]:
+    """Solutions with the hidden states of the adapter's model, which the policy, if there is one, must be made for."""
     from context_memory import console, rows, telling
 
     given = list(overrides or [])
@@ -84,6 +87,8 @@ def _told(adapter: Path, overrides: list[str] | None, recipe: str | None, split:
         given.append("boundary=rules")
     config = rows.configure(given, recipe, adapter)
     lm = rows.load_row(config)
+    if policy is not None:
+        policy.check(lm.origin)
     examples = list(config.examples(split, problems))
     with console.bar() as progress:
         return config, lm, telling.collect(lm, config.encoder(lm.tokenizer), examples, progress)
@@ -97,7 +102,9 @@ def _publish(report: dict[str, Any], place: Path) -> None:
     from context_memory.console import terminal
     from context_memory.plots import curve
 
-    title = f"{report['boundaries']:,} boundaries in {report['tokens']:,} tokens, AUC {report['auc']:.4f}"
+    low, high = report["auc_interval"]
+    what = f"{report['boundaries']:,} boundaries in {report['tokens']:,} tokens of {report['problems']:,} problems"
+    title = f"{what}, AUC {report['auc']:.4f} [{low:.4f}, {high:.4f}]"
     table = Table(title=title, title_justify="left")
     for column in ("tau", "precision %", "recall %", "F1 %", "tokens a segment"):
         table.add_column(column, justify="right")
@@ -106,6 +113,12 @@ def _publish(report: dict[str, Any], place: Path) -> None:
         table.add_row(f"{q['tau']:g}", *(f"{100 * q[k]:.1f}" for k in ("precision", "recall", "f1")), length)
     console = terminal()
     console.print(table)
+    q = report["chosen"]
+    told = ", ".join(f"{name} {100 * q[name.lower()]:.1f}" for name in ("precision", "recall", "F1"))
+    low, high = q["f1_interval"]
+    console.print(
+        f"at tau={q['tau']:g}, the best on the problems to validate with: {told} [{100 * low:.1f}, {100 * high:.1f}] %", highlight=False
+    )
     for key, what in (("follows", "its boundaries follow"), ("follows_labels", "those that it was to find follow")):
         console.print(f"{what}: " + ", ".join(f"{100 * share:.0f} % {kind}" for kind, share in report[key].items()), highlight=False)
     write_json(place.with_suffix(".json"), report)

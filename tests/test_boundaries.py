@@ -120,6 +120,9 @@ def cut(text: str, **settings: int) -> list[str]:
         ["In all 3 + 4 = 7\n", "Good."],
         ["1. Wash the figs.\n", "2. Eat the figs.\n", "Sleep."],
         ["Let \\[ x = 7. \\]", " Then y."],
+        ["Let $x = 3 + 4 = 7$", " and go on to $y$.\n"],  # a formula of one letter finishes nothing
+        ["We look for \\[ 3 + 4 = \\] and for $3 + 4 = $ too. It is $3 + 4 = 7$", " after all."],
+        ["Ann has $5 and $6, then $5 + $3 = $8 now.", " Good."],  # money
         ["The total, she said, is seven.", " Good."],  # a comma does not end a conclusion
     ],
     ids=str,

@@ -21,6 +21,10 @@ NUMBER = re.compile(r"\s*[-(]?[$€£]?\s*[-(]?\d[\d.,]*")
 OPERATION = re.compile(r"^\s*[-+*/\u00d7\u00f7x]\s*[$€£(]?\d|(?:[+*/\u00d7\u00f7(]|\s-)$")
 """What is behind that number where it is not, as in `= 48 + 24`."""
 MATHS = ((r"\[", r"\]"), (r"\(", r"\)"), ("$$", "$$"))
+CLOSED = re.compile(r"(?:\\[\])]|(?<=[^\s$])\$|\$\$|[ \n.,;:])+$")
+"""What may stand behind an equation: the end of maths, and punctuation."""
+DOLLARS = re.compile(r"(?<![$\\])\$(?=\S)[^$\n]*[=\\][^$\n]*[^\s$\\]\$$")
+"""`$x = 7$` at the end of a text: maths, since it has an equation or a command in it, and no amounts of money."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,9 @@ class Rules(Boundary):
         text = step.text
         if any(text.count(a) > text.count(b) if a != b else text.count(a) % 2 for a, b in MATHS):
             return False
-        if any(text.rstrip().endswith(b) for _, b in MATHS):
-            return True
         calculated = calculates(text)
+        if any(text.rstrip().endswith(b) for _, b in MATHS) or DOLLARS.search(text.rstrip()):
+            return calculated is not False
         if self.soft and len(step.ids) >= self.soft and calculated is not False and self.WORD.search(text):
             return True
         if not self.CLAUSE.search(text):
@@ -70,12 +74,12 @@ class Rules(Boundary):
 
 
 def calculates(text: str) -> bool | None:
-    """Whether the last equation of `text` is worked out; None if there is no equation, or no number behind its sign.
+    r"""Whether the last equation of `text` is worked out; None if there is no equation, or no number behind its sign.
 
-    >>> [calculates(t) for t in ("so 3 + 4 = 7 figs.", "48 = 24 +", "3 + 4 =", "x = y", "seven")]
-    [True, False, False, None, None]
+    >>> [calculates(t) for t in ("so 3 + 4 = 7 figs.", "48 = 24 +", "3 + 4 =", "x = y", "seven", r"\[ 3 + 4 = \]", "$3 + 4 = 7$")]
+    [True, False, False, None, None, False, True]
     """
-    _, equals, side = text.rstrip(" \n.,;:").replace("\u2248", "=").rpartition("=")
+    _, equals, side = CLOSED.sub("", text).replace("\u2248", "=").rpartition("=")
     number = NUMBER.match(side) if equals else None
     rest = side[number.end() :] if number else side
     if equals and (OPERATION.search(rest) or not (number or rest)):

@@ -140,10 +140,8 @@ class Decoder:
     def _retire(self) -> None:
         """Complete the outputs of rows that ended; drop such rows once they are half of the batch, unless the memory is the caller's."""
         for lane, row in enumerate(self._lanes):
-            room = self.lm.max_positions - self.memory.clock[lane]
-            if row is None or (
-                row.out.reason == "length" and len(row.out.ids) < self.settings.max_new_tokens and room > self._places * row.closed
-            ):
+            room = self.lm.max_positions - self.memory.clock[lane] - self._places * (row is not None and row.closed)
+            if row is None or (row.out.reason == "length" and len(row.out.ids) < self.settings.max_new_tokens and room > 0):
                 continue
             out = row.out
             out.text = out.text if out.reason == "stop" else self.encoder.text(out.ids)

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 import toys
+from context_memory import memory_file
 from context_memory.errors import UserError
 from context_memory.loading import load
+from context_memory.model import CompressedLM
 from context_memory.testing import tiny_lm, tiny_lms
 
+ENTRIES = {
+    "model": ("'other' (2 layers, hidden size 32)", "'other' (2 layers, hidden size 32)", "'model' (2 layers, hidden size 32)"),
+    "weights": ("weights:0123456789abcdef", "'model' (weights:0123456789ab)", "'model' (weights:"),
+    "adapter": ("0123456789abcdef", "'mine' (sha256 0123456789ab)", "'mine' (sha256 "),
+    "tokenizer": ("0123456789abcdef", "'model' (sha256 0123456789ab)", "'model' (sha256 "),
+    memory_file.RULES: ("0123456789abcdef", "'model' (sha256 0123456789ab)", "'model' (sha256 "),
+    "scheme": ("Concat(n_comp=9) positions=skip", "'Concat(n_comp=9) positions=skip'", "'Concat(n_comp=2, "),
+    "dtype": ("bfloat16", "'bfloat16'", "'float32'"),
+}
+"""Entry of the header -> another value of it, and how a refusal says that one and our own."""
 SEGMENTS = ([5, 9, 3], [7, 1], [2, 2, 8, 4])
 PROMPT = [6, 6, 2]
 
@@ -68,5 +87,72 @@ def test_a_memory_of_another_adapter_is_refused(tmp_path: Path) -> None:
     memory.write(SEGMENTS[0])
     memory.save(tmp_path / "a.ccm")
     assert one.open(tmp_path / "a.ccm").tokens == memory.tokens  # control
-    with pytest.raises(UserError, match="was written with adapter"):
+    refusal = r"was written with adapter 'concat' \(sha256 (\w{12})\), here is 'concat' \(sha256 (?!\1)\w{12}\)"
+    with pytest.raises(UserError, match=refusal):
         other.open(tmp_path / "a.ccm")
+    with pytest.raises(UserError, match=r"was written with adapter 'concat' \(sha256 \w{12}\), here is none"):
+        load(str(model), scheme=one.scheme, dtype="float32").open(tmp_path / "a.ccm")
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory: pytest.TempPathFactory) -> CompressedLM:
+    """A toy with an adapter that is called `mine`, as is that of a run."""
+    home = tmp_path_factory.mktemp("toy")
+    model = toys.folder(home / "model")
+    _, adapter = toys.adapters(home / "made", model)
+    return load(str(model), adapter.rename(adapter.parent / "mine"), dtype="float32")
+
+
+def edit(path: Path, belongs_to: dict[str, str | None], **header: str | None) -> None:
+    """Other entries in the header of a memory file (None: an entry less), which is whole again behind it."""
+    with safe_open(path, "pt") as source:
+        was, tensors = source.metadata(), {name: source.get_tensor(name) for name in source.keys()}
+
+    def changed(old: dict[str, str], new: dict[str, str | None]) -> dict[str, str]:
+        return {k: v for k, v in (old | new).items() if v is not None}
+
+    now = changed(was, header | {"belongs_to": json.dumps(changed(json.loads(was["belongs_to"]), belongs_to))})
+    save_file(tensors, path, metadata=now | {"content": memory_file.digest(tensors, now)})
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_every_entry_of_the_header_is_compared(entry: str, lm: CompressedLM, tmp_path: Path) -> None:
+    path, (other, theirs, ours) = tmp_path / "a.ccm", ENTRIES[entry]
+    assert set(memory_file.identity(lm)) == set(ENTRIES)
+    lm.memory().save(path)
+    edit(path, {})
+    lm.open(path)  # control
+    edit(path, {entry: other})
+    with pytest.raises(UserError, match=re.escape(f"memory '{path}' was written with {entry} {theirs}, here is {ours}")):
+        lm.open(path)
+
+
+def test_a_file_from_before_names_were_noted_still_opens(lm: CompressedLM, tmp_path: Path) -> None:
+    """And one without the tokenizer's rules; of what is compared always, none may be missing. A name alone is not compared."""
+    path = tmp_path / "a.ccm"
+    lm.memory().save(path)
+    edit(path, {}, called=json.dumps({"adapter": "renamed"}))
+    lm.open(path)
+    edit(path, {memory_file.RULES: None}, called=None)
+    lm.open(path)
+    edit(path, {"adapter": "0123456789abcdef"})
+    with pytest.raises(UserError, match=r"was written with adapter sha256 0123456789ab, here is 'mine' \(sha256 "):
+        lm.open(path)
+    edit(path, {"adapter": None})
+    with pytest.raises(UserError, match="was written with adapter none, here is 'mine'"):
+        lm.open(path)
+
+
+def test_a_tokenizer_of_the_same_words_and_other_rules_is_refused(lm: CompressedLM, tmp_path: Path) -> None:
+    words = {"a": 0, "b": 1, "ab": 2, "ba": 3}
+    one, other = (PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE(words, [merge]))) for merge in (("a", "b"), ("b", "a")))
+    assert one.get_vocab() == other.get_vocab() and memory_file._rules(one) == [["a b"], None] != memory_file._rules(other)
+    one(["ab", "a"], padding=False, truncation=True, max_length=1)
+    assert memory_file._rules(one) == [["a b"], None]  # what a call leaves behind in a tokenizer is no rule of it
+    lm.memory().save(tmp_path / "a.ccm")
+    before, lm.tokenizer.chat_template = lm.tokenizer.chat_template, "{{ messages }}"
+    try:
+        with pytest.raises(UserError, match="was written with tokenizer rules 'model'"):
+            lm.open(tmp_path / "a.ccm")
+    finally:
+        lm.tokenizer.chat_template = before

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
 
-from context_memory import plugins
+import toys
+from context_memory import adapter, plugins, records
 from context_memory.cli import main
 from context_memory.compose import load
 from context_memory.config import Config
 from context_memory.errors import UserError
 from context_memory.seed import ONLINE, VALUES, translate
 
+ROOT = Path(__file__).resolve().parents[1]
 VERBATIM = "--model llama-3.1-8b-instruct --dataset gsm8k --train --run_id my_run_v1 --no_wandb training.max_steps=500 data.train_ratio=0.8"
 
 
@@ -34,7 +39,7 @@ def test_the_command_of_the_readme() -> None:
 
 
 def test_the_seed_readme_has_this_command() -> None:
-    readme = Path(__file__).resolve().parents[1] / "README.md"
+    readme = ROOT / "README.md"
     if readme.is_file() and "run.py" in (text := readme.read_text()):
         for line in re.findall(r"^python run\.py (.*?)$", text, re.M):
             assert translate(line.rstrip("\\").split())
@@ -105,6 +110,47 @@ def test_k_and_an_adapter_of_another_dataset() -> None:
     for line in ("--train --train_dataset soda --run_id x", "--train_dataset soda"):
         with pytest.raises(UserError, match="leave --train out and name the run"):
             translate(line.split())
+
+
+def written(root: Path) -> Path:
+    """A few rows of what `unified` is trained on, and of what `lamp` asks."""
+    tasks = [{"input": f"Film {i} was", "output": ("bad", "good")[i % 2], "options": ["bad", "good"]} for i in range(12)]
+    film = [{"text": f"Film {i}", "rating": str(1 + i % 5)} for i in range(8)]
+    rows = {
+        "icl/{}/films.jsonl": [row | {"split": split} for row in tasks for split in ("train", "test")],
+        "dialogue/self_dialogue/{}.jsonl": [{"dialog": [f"I say {i}, {j}." for j in range(15)]} for i in range(9)],
+        "personal/{}.jsonl": [{"profile": film, "input": f"Film {i}", "output": "3", "options": ["1", "3"]} for i in range(9)],
+    }
+    for name, lines in rows.items():
+        for split in ("train", "validation", "test"):
+            (at := root / name.format(split)).parent.mkdir(parents=True, exist_ok=True)
+            at.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return root
+
+
+def test_what_one_dataset_has_trained_is_evaluated_on_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`run.py` itself, from the data to the table. The control: a run that was never trained is not found."""
+    monkeypatch.setenv("CCM_DATA", str(written(tmp_path / "data")))
+    monkeypatch.chdir(tmp_path)
+    common = f"--model {toys.folder(tmp_path / 'toy')} --k 2 model.dtype=float32 output=there"
+
+    def run(line: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["run.py", *line.split(), *common.split()])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
+        return int(end.value.code or 0)
+
+    small = "--lora_r 2 --max_steps 3 training.tokens_per_batch=600 training.eval_samples=2 training.eval_steps=3"
+    ask = "--dataset lamp --train_dataset unified evaluation.max_samples=3 generation.max_new_tokens=4"
+    assert run(f"--dataset unified --train --run_id mine --no_wandb {small}") == 0
+    card = adapter.read_card(tmp_path / "there" / "unified" / "mine" / "adapter")
+    assert card.config["data"]["parts"] == ["icl", "dialogue"] and card.config["data"]["settings"] == {"icl": {"k": 2}}
+    assert run(f"{ask} --run_id nobody") == 2 and run(f"{ask} --run_id mine") == 0
+    rows = {r.name: r for r in records.gather([tmp_path / "there" / "lamp" / "mine" / "evaluation"])}
+    assert list(rows) == ["full", "concat", "nothing"]
+    assert rows["concat"].settings["adapter"] == card.files and rows["full"].settings["adapter"] is None
+    asked = plugins.make("data", "personal", k=2).examples("test")[:3]  # type: ignore[attr-defined]
+    assert [line.asked for line in rows["concat"].lines] == [e.digest for e in asked] and {len(e.context) for e in asked} == {2}
 
 
 def test_what_compresses_nothing_is_refused() -> None:

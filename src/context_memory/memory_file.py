@@ -1,7 +1,8 @@
 """Memories on disk: safetensors with a header that says what they belong to. No pickle; written whole or not at all.
 
 A memory is keys and values of one model under one adapter: with another one it is noise. The header names model, adapter,
-tokenizer and scheme with their hashes, and opening refuses anything else.
+tokenizer and scheme with their hashes, and opening refuses anything else. Names are there to be said: what is compared of weights,
+adapter and tokenizer is their hash, so that a folder may be renamed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 FORMAT = "context-memory 2"
 NOTHING: Mapping[str, Any] = {}
+RULES = "tokenizer rules"
+"""Its merges and chat template. Files from before they were noted have only the hash of its vocabulary."""
 
 
 def save(memory: Memory, path: str | Path, notes: Mapping[str, Any] = NOTHING) -> None:
@@ -50,6 +53,7 @@ def save(memory: Memory, path: str | Path, notes: Mapping[str, Any] = NOTHING) -
         tensors |= {f"{i}.mean_keys": keys, f"{i}.mean_values": values}
     tensors = {name: x.contiguous().cpu() for name, x in tensors.items()}
     header = {"format": FORMAT, "belongs_to": json.dumps(identity(memory.lm), sort_keys=True), "notes": json.dumps(dict(notes))}
+    header["called"] = json.dumps(names(memory.lm), sort_keys=True)
     header["content"] = digest(tensors, header)
     if not path.name:
         raise UserError(f"'{path}' is no file to write a memory to; give it a name, such as jin.ccm.")
@@ -72,6 +76,7 @@ def identity(lm: CompressedLM) -> dict[str, str]:
     """What a memory file belongs to."""
     config, tokenizer = lm.base.config, lm.tokenizer
     words = sorted(tokenizer.get_vocab().items()) if tokenizer is not None else []
+    rules = _rules(tokenizer)
     return {
         "model": str(lm.facts) if lm.facts is not None else f"{config.model_type} ({lm.n_layers} layers)",
         "weights": lm.facts.weights if lm.facts is not None else "",
@@ -79,11 +84,47 @@ def identity(lm: CompressedLM) -> dict[str, str]:
         "tokenizer": _hash(words),
         "scheme": f"{lm.scheme!r} positions={lm.positions}",
         "dtype": str(lm.base.dtype).removeprefix("torch."),
+        **({RULES: _hash(rules)} if rules is not None else {}),
     }
+
+
+def names(lm: CompressedLM) -> dict[str, str]:
+    """What people call those that `identity` has a hash of."""
+    from context_memory.adapter import called
+
+    model = lm.facts.name if lm.facts is not None else ""
+    return {"weights": model, "adapter": called(lm.home) if lm.home is not None else "", "tokenizer": model, RULES: model}
+
+
+def _rules(tokenizer: Any) -> list[Any] | None:
+    """What makes tokens of a text beside the vocabulary, in a form that other versions of the library write as well (they differ in how a
+    merge is written); None for a tokenizer that does not say."""
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    if core is None:
+        return None
+    merges = json.loads(core.to_str())["model"].get("merges") or []
+    return [[m if isinstance(m, str) else " ".join(m) for m in merges], tokenizer.chat_template]
 
 
 def _hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+NO_ADAPTER = _hash([{}, ""])
+
+
+def _said(name: str, value: str | None, names: Mapping[str, str]) -> str:
+    """An entry of an identity, for people: `'mine' (sha256 3f15...)`.
+
+    >>> _said("adapter", "3f15c2a09b7d11e4", {"adapter": "mine"}), _said("adapter", NO_ADAPTER, {}), _said("dtype", "float32", {})
+    ("'mine' (sha256 3f15c2a09b7d)", 'none', "'float32'")
+    """
+    if not value or (name == "adapter" and value == NO_ADAPTER):
+        return "none"
+    if name not in ("weights", "adapter", "tokenizer", RULES):
+        return value if value.startswith("'") else f"'{value}'"
+    known = value[:20] if ":" in value else f"sha256 {value[:12]}"
+    return f"'{names[name]}' ({known})" if names.get(name) else known
 
 
 def digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
@@ -122,9 +163,9 @@ def read(lm: CompressedLM, path: str | Path) -> tuple[Memory, dict[str, Any]]:
         raise UserError(f"'{path}' is damaged or not a memory file (its content was changed); write it again with memory.save.")
     theirs, ours = json.loads(header["belongs_to"]), identity(lm)
     for name, value in ours.items():
-        if theirs.get(name) != value:
-            was = theirs.get(name)
-            raise UserError(f"memory '{path}' was written with {name} {was!r}, here is {value!r}; open it with the one that wrote it.")
+        if theirs.get(name) != value and (name in theirs or name != RULES):
+            was, here = _said(name, theirs.get(name), json.loads(header.get("called", "{}"))), _said(name, value, names(lm))
+            raise UserError(f"memory '{path}' was written with {name} {was}, here is {here}; open it with the one that wrote it.")
     memory = Memory(lm, len(tensors["length"]))
     for name in CLOCKS:
         setattr(memory, name, tensors[name].tolist())

@@ -264,3 +264,16 @@ def test_rows(tmp_path: Path) -> None:
             rows_of(tmp_path / name)
     (tmp_path / "e.jsonl").write_text('\ufeff{"a": 1}\n', encoding="utf-8")
     assert rows_of(tmp_path / "e.jsonl") == [(f"{tmp_path / 'e.jsonl'}, line 1", {"a": 1})]
+
+
+def test_annotations_of_which_none_is_right(tmp_path: Path) -> None:
+    """Training, annotating and all else say that, and not that there is nothing to train on."""
+    rows = [{"question": f"{i} + 1?", "answer": "7", "reasoning_with_compression": "I do not know. <COMP>"} for i in range(20)]
+    config = load(["data=gsm8k", f"data.path={jsonl(tmp_path / 'a.jsonl', rows)}"])
+    for split in ("train", "all"):
+        with pytest.raises(UserError, match=rf"data=gsm8k: none of the \d+ rows of the {split} split is left, because the final answer"):
+            config.examples(split)
+    assert not config.examples("validation")  # a training goes on without one
+    rows[0] |= {"question": "3 + 4?", "reasoning_with_compression": "3 + 4 = 7 <COMP>\n#### 7"}
+    one = load(["data=gsm8k", f"data.path={jsonl(tmp_path / 'b.jsonl', rows)}"])
+    assert len(one.examples("all")) == 1 and one.dropped("all") == 19  # control

@@ -288,6 +288,9 @@ def test_generate(ccm: Ccm, toy: Path, adapters: tuple[Path, Path]) -> None:
     code, out, err = ccm("generate", "How many?", *common, "--adapter", adapters[1])
     assert code == 0, err
     assert out.strip() and "concat: 30 tokens, ended by length; 3 compressions; at most " in err.replace(", at", "; at")
+    assert "nothing was compressed" not in err
+    code, _, err = ccm("generate", "How many?", *common, "--adapter", adapters[1], "boundary=turn")
+    assert code == 0 and "nothing was compressed: boundary=turn ended no segment before the answer did." in err
     code, plain, err = ccm("generate", "How many?", *common)
     assert code == 0 and "full: " in err and plain != out
     code, _, err = ccm("generate", " ", *common)

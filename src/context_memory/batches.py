@@ -169,7 +169,8 @@ class Schedule(TorchDataset[Batch]):
         left = self.rows.left
         raise UserError(
             f"nothing to train on in {looked} examples at random: {left.too_long} are longer than training.max_tokens="
-            f"{self.rows.max_tokens}, and {left.no_label} have no target after their first compression."
+            f"{self.rows.max_tokens}, and {left.no_label} have no target after their first compression (does boundary "
+            f"'{type(self.rows.encoder.boundary).__name__.lower()}' end a segment before the answer does?)."
         )
 
     def _alike(self, usable: list[tuple[int, int]]) -> Iterator[list[Row]]:

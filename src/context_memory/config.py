@@ -109,6 +109,11 @@ class Config:
             found = _every(data) if split == "all" else data.examples(split)
         except (ValueError, ImportError, OSError) as e:
             raise UserError(f"data={self.data['name']}: {e}") from e
+        if not found and split != "validation" and (wrong := self.dropped(split)):
+            raise UserError(
+                f"data={self.data['name']}: none of the {wrong} rows of the {split} split is left, because the final answer of each is "
+                "wrong or missing; an annotated solution must end in the right number, as in '#### 18'."
+            )
         return found[: min([max(1, int(len(found) * ratio)), *(n for n in limits if n is not None)])]
 
     def dropped(self, split: str) -> int:

@@ -44,3 +44,5 @@ def generate(
         f"{out.peak_reasoning_kv_tokens} of them beside the question; uncompressed it would end at {whole}",
     )
     print(f"[{', '.join(facts)}]", file=sys.stderr)
+    if lm.scheme.hides and not out.compressions:
+        print(f"nothing was compressed: boundary={config.boundary['name']} ended no segment before the answer did.", file=sys.stderr)

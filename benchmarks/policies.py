@@ -5,7 +5,8 @@
 
 All solve the same problems (of tally, unless others are named) with the same adapter (the shipped one of tally), greedily, through the one
 decode loop, write the same number of tokens and never stop early. `every` and `random` end segments of `--length` tokens on average, which
-is what a line of tally has; `classifier` needs one in the adapter's folder. The rows take turns, so that whatever else the machine does
+is what a line of tally has; `its own` is the boundary that the adapter was trained with, its limits on length included; `classifier` needs
+one in the adapter's folder. The rows take turns, so that whatever else the machine does
 falls on all of them; the table shows the best of the repeats. `--lag` is `scheme.lag`, for an adapter with a window. `--cpu-time`
 counts what the processor spent on it instead of what the clock says, which other work on the machine hardly changes (with one thread:
 OMP_NUM_THREADS=1). Runs on the GPU where there is one.
@@ -81,6 +82,7 @@ def main() -> None:
         "every": plugins.make("boundaries", "every", n=args.length),
         "random": plugins.make("boundaries", "random", mean=args.length),
     }  # type: ignore[dict-item]
+    policies["its own"] = ours.encoder.boundary
     if (args.adapter / FILE).is_file():
         policies["classifier"] = Timed(tau=args.tau, path=str(args.adapter))
     ways = {"full": (full, policies["newline"]), **{name: (ours, policy) for name, policy in policies.items()}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,8 @@ def test_how_well_a_head_tells_by_hand() -> None:
     assert area.mean == pytest.approx(better / 27) and f1.mean == pytest.approx(2 * 2 / (5 + 3))
     assert (area.low, area.high) == (0.0, 1.0) and (f1.low, f1.high) == (0.0, 1.0)  # a draw may have one problem alone
     assert f1.mean == pytest.approx(telling.quality(scores, ends, 0.5).f1)
+    none = replace(told, ends=torch.tensor([True, *[False] * 11]))  # a boundary in one problem of three: draws without it say nothing
+    assert 0 <= telling.area_of(scores, none).low <= telling.area_of(scores, none).high <= 1
 
 
 def test_problems_are_divided_and_not_tokens() -> None:

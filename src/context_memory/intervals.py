@@ -109,14 +109,15 @@ def bootstrap(statistic: Callable[[NDArray[np.float64]], float], n: int, groups:
     """A statistic of a whole set, with the percentile interval of sets drawn from it with repeats, always the same ones.
 
     Args:
-        statistic: of (n,) weights, how often each item is in the set.
+        statistic: of (n,) weights, how often each item is in the set; NaN where it has no value.
     """
     random = np.random.default_rng(0)
     names = {name: i for i, name in enumerate(dict.fromkeys(groups))}
     number = np.array([names[g] for g in groups]) if groups else np.arange(n)
     m = len(names) or n
     found = [statistic(np.bincount(random.integers(m, size=m), minlength=m)[number].astype(float)) for _ in range(draws)]
-    low, high = np.percentile(found, [2.5, 97.5])
+    known = [x for x in found if not math.isnan(x)]  # a set that has nothing of one kind may have no value
+    low, high = np.percentile(known, [2.5, 97.5]) if known else (math.nan, math.nan)
     return Estimate(statistic(np.ones(n)), float(low), float(high), n)
 
 

@@ -50,7 +50,7 @@ def write_case(folder: Path, kind: str, n: int) -> Path:
     model.lm_head.weight = nn.Parameter(torch.empty(VOCAB, 32), requires_grad=False)
     for p in model.parameters():
         if p.ndim == 2:
-            p.normal_(0, 0.15)  # well conditioned: gradients are compared in float32
+            p.normal_(0, 0.15)  # well conditioned, as the LoRA below: gradients are compared in float32
     comp = list(range(VOCAB, VOCAB + n))
     sums = [c + n for c in comp] if kind == "merge" else []
     rows: list[list[tuple[int, tuple[int, str]]]] = []
@@ -83,7 +83,7 @@ def write_case(folder: Path, kind: str, n: int) -> Path:
     lora: dict[str, Tensor] = {}
     for where, module in model.encoder.named_modules():
         if where.endswith((".q", ".k", ".v", ".o")):
-            a, b = torch.randn(R, module.in_features) * 0.3, torch.randn(module.out_features, R) * 0.3
+            a, b = torch.randn(R, module.in_features) * 0.2, torch.randn(module.out_features, R) * 0.2
             lora |= {f"encoder.{where}.lora_A.weight": a.requires_grad_(), f"encoder.{where}.lora_B.weight": b.requires_grad_()}
             module.register_forward_hook(lambda _, x, out, a=a, b=b: out + (ALPHA / R) * (x[0] @ a.T @ b.T) * special)
     model.encoder.set_attn_implementation("original_t5_in_miniature")

@@ -4,7 +4,7 @@ Seam: transformers 5.23, `AttentionInterface.register` and `AttentionMaskInterfa
 that it overwrites keys and values at slot columns (mixing schemes), and spreads out the queries of rows of different lengths: all
 other layers run the real tokens alone, side by side, so that a row pays nothing for the comp tokens of another. With neither to do it
 *is* the stock one, but that a few queries of grouped heads go to torch directly (`grouped.py`), that on a GPU cuDNN's kernel is left
-out (`cudnn.py`), and that a CPU trains in float32 (`widened.py`).
+out (`cudnn.py`), and that a CPU trains short rows in float32 (`widened.py`).
 A boolean mask is right for sdpa alone: eager *adds* what it gets, flex_attention wants a BlockMask, and
 flash_attention_2 takes no such mask at all.
 """

@@ -168,6 +168,16 @@ def test_any_row_may_be_what_others_are_compared_with(tmp_path: Path, evaluation
     assert "nats" not in (tmp_path / "own" / "table.md").read_text()
 
 
+def test_all_of_a_folder_may_be_named(tmp_path: Path, evaluation: Path) -> None:
+    """`FOLDER/*` names its tables and plots as well as its rows."""
+    compare([evaluation], evaluation)
+    assert any(p.is_file() for p in evaluation.iterdir())
+    compare(sorted(evaluation.iterdir()), tmp_path / "out")
+    assert (tmp_path / "out" / "table.md").read_text() == (evaluation / "table.md").read_text()
+    with pytest.raises(UserError, match=r"table.md' is a file; give a folder"):
+        compare([evaluation / "table.md"], tmp_path / "out")
+
+
 def test_runs_are_gathered_once_and_told_apart(tmp_path: Path, evaluation: Path) -> None:
     second = tmp_path / "tally" / "yours" / "evaluation"
     written(second / "full", "full")

@@ -173,7 +173,7 @@ def gather(folders: Sequence[Path]) -> list[Record]:
     for folder in folders:
         rows = find(folder)
         if not rows:
-            what = "holds no finished evaluation" if folder.is_dir() else "is not there"
+            what = "holds no finished evaluation" if folder.is_dir() else "is a file" if folder.exists() else "is not there"
             raise UserError(f"'{folder}' {what}; give a folder that ccm evaluate wrote, as result/tally/my_run.")
         for row in map(read, rows):
             if not any(row.settings == r.settings and _asked(row) == _asked(r) for r in out):

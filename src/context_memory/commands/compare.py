@@ -21,6 +21,7 @@ def compare(
     from context_memory.errors import UserError
     from context_memory.rows import slug
 
+    runs = [r for r in runs if not r.is_file()] or runs  # FOLDER/* names the tables and plots among the rows too
     found = records.gather(runs)
     if short := [r for r in found if r.lines and {p.key for p in r.lines} != {p.key for p in found[0].lines}]:
         names = ", ".join(r.name for r in short)

@@ -88,6 +88,12 @@ def _ours(implementation: str) -> Callable[..., Any]:
     return attend
 
 
+for _name in IMPLEMENTATIONS:  # here and not at the first use, so that a model that comes from another process finds its own
+    AttentionInterface.register(PREFIX + _name, _ours(_name))
+    if _name in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(PREFIX + _name, ALL_MASK_ATTENTION_FUNCTIONS[_name])
+
+
 def use(model: nn.Module, implementation: str, mixes: bool) -> None:
     """Set the attention implementation of a transformers model; ours around it where it can serve.
 
@@ -101,13 +107,7 @@ def use(model: nn.Module, implementation: str, mixes: bool) -> None:
         raise InputError(f"'{model.config.model_type}' is an encoder-decoder; make it with CompressedSeq2Seq (encoder_decoder.py).")  # type: ignore[union-attr]
     if mixes and implementation == "flash_attention_2":
         raise InputError("flash_attention_2 cannot fill memory slots; use attn_implementation=sdpa for a scheme that merges.")
-    name = implementation
-    if mixes or implementation in SPREADS:
-        name = PREFIX + implementation
-        AttentionInterface.register(name, _ours(implementation))
-        if implementation in ALL_MASK_ATTENTION_FUNCTIONS:
-            AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
-    model.set_attn_implementation(name)  # type: ignore[operator]
+    model.set_attn_implementation((PREFIX if mixes or implementation in SPREADS else "") + implementation)  # type: ignore[operator]
 
 
 def implementation_of(model: nn.Module) -> str:

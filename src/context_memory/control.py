@@ -1,8 +1,9 @@
 """The control of a row: the latest raw tokens in as many entries, the same words pinned, nothing trained.
 
 What comp tokens are worth is what they add to that. The size of the window is read off the texts, so no model is run for it unless hidden
-states say where segments end or what is kept; like the window row of a stream, it never has fewer entries than the row it stands beside.
-(Where hidden states say it, those of the window may say it a little differently.)
+states say where segments end or what is kept; like the window row of a stream, it never has fewer entries at the peak than the row it
+stands beside. Before a context is asked about, the window has more of it: it gives some up for the question and the answer, as comp
+tokens need not. (Where hidden states say what stays, those of the window may say it a little differently.)
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from context_memory import cutting
 from context_memory.encode import Encoder
 from context_memory.errors import UserError
 from context_memory.fetch import get
-from context_memory.footprint import as_fed, held_when_asked, peak_if_said
+from context_memory.footprint import as_fed, peak_if_said, peak_when_answered
 from context_memory.plan import Plan, layout
 from context_memory.rows import Row, examples_of, load_row
 from context_memory.schemes.base import Scheme
@@ -79,7 +80,6 @@ def size_for(
 
 
 def _entries(plan: Plan, scheme: Scheme, segments: Sequence[Segment], told: bool) -> int:
-    """Of a context when the question comes; of an answer at its peak."""
-    if told:
-        return held_when_asked(plan, scheme, sum(len(s.ids) for s in segments if s.compress and not s.target))
-    return peak_if_said(plan, scheme, sum(len(s.ids) for s in segments if not s.target))
+    """At the peak of the answer: with what is held of a context and the question, or of the answer alone."""
+    given = sum(len(s.ids) for s in segments if not s.target)
+    return (peak_when_answered if told else peak_if_said)(plan, scheme, given)

@@ -36,7 +36,7 @@ class Roles:
     answer: str
     """Between what the user says and what the assistant answers."""
     end: str
-    """After the last answer; begins with the end-of-turn token."""
+    """After the last answer: the end-of-turn token and what the template puts around it."""
     again: str
     """Between an answer and the next user turn (begins as `end` does)."""
 
@@ -83,10 +83,17 @@ class Encoder:
         return Roles(self.tokenizer.bos_token or "", "\n", self.tokenizer.eos_token or "", "\n\n")
 
     @cached_property
+    def closing(self) -> int | None:
+        """The end-of-turn token: the first one of `roles.end` that is no text, or else no blank, or else EOS."""
+        ids = self.ids(self.roles.end)
+        known = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder} if ids else set()
+        found = [i for i in ids if i in known] or [i for i in ids if self.tokenizer.decode([i]).strip()]
+        return found[0] if found else self.tokenizer.eos_token_id
+
+    @cached_property
     def stops(self) -> frozenset[int]:
-        """Ids that end an answer: EOS and the first token of `roles.end`."""
-        ids = {self.tokenizer.eos_token_id, *self.ids(self.roles.end)[:1]}
-        return frozenset(i for i in ids if i is not None)
+        """Ids that end an answer: EOS and the end-of-turn token."""
+        return frozenset(i for i in (self.tokenizer.eos_token_id, self.closing) if i is not None)
 
     @cached_property
     def readers(self) -> tuple[Boundary | Pin, ...]:
@@ -241,7 +248,7 @@ class Encoder:
         encoded = self.tokenizer(example.target + end, add_special_tokens=False, return_offsets_mapping=True)
         ids, starts = encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
         stop = next((i for i, s in enumerate(starts) if s >= len(example.target)), len(ids))
-        return tuple(ids[:stop]), tuple(ids[stop : stop + 1]), starts[:stop]
+        return tuple(ids[:stop]), (self.closing,) if end and self.closing is not None else (), starts[:stop]
 
     def pin(
         self,

@@ -45,6 +45,11 @@ def _ours(implementation: str) -> Callable[..., Any]:
     return attend
 
 
+for _name in SPREADS:
+    AttentionInterface.register(f"{PREFIX}encoder_{_name}", _ours(_name))
+    AttentionMaskInterface.register(f"{PREFIX}encoder_{_name}", ALL_MASK_ATTENTION_FUNCTIONS[_name])
+
+
 def use(model: nn.Module, implementation: str, mixes: bool) -> None:
     """Set the attention implementation of an encoder-decoder, ours around it in the encoder alone.
 
@@ -55,8 +60,5 @@ def use(model: nn.Module, implementation: str, mixes: bool) -> None:
         raise InputError(f"'{model.config.model_type}' is no encoder-decoder; make it with CompressedLM.")  # type: ignore[union-attr]
     if implementation not in SPREADS:
         raise InputError(f"attn_implementation of an encoder-decoder must be one of {', '.join(SPREADS)}, got {implementation!r}.")
-    name = f"{PREFIX}encoder_{implementation}"
-    AttentionInterface.register(name, _ours(implementation))
-    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
     model.set_attn_implementation(implementation)  # type: ignore[operator]
-    model.get_encoder().set_attn_implementation(name)  # type: ignore[operator]
+    model.get_encoder().set_attn_implementation(f"{PREFIX}encoder_{implementation}")  # type: ignore[operator]

@@ -50,11 +50,13 @@ class Answers:
             self.memory.run([row[i] if i < len(row) else [] for row in context])
         questions = [[token for s in row[-1] if not s.compress for token in s.ids] for row in turns]
         reading, base = self.memory.read(questions), self.lm.base
-        torch.manual_seed(self.settings.seed)
-        written = base.generate(
-            encoder_outputs=BaseModelOutput(last_hidden_state=reading.states), attention_mask=reading.seen.long(),
-            max_new_tokens=self.settings.max_new_tokens, **self._options(),
-        )  # fmt: skip
+        with torch.random.fork_rng(enabled=bool(self.settings.temperature)):  # the stock generate samples from the generators of all
+            if self.settings.temperature:
+                torch.manual_seed(self.settings.seed)
+            written = base.generate(
+                encoder_outputs=BaseModelOutput(last_hidden_state=reading.states), attention_mask=reading.seen.long(),
+                max_new_tokens=self.settings.max_new_tokens, **self._options(),
+            )  # fmt: skip
         size = (self.memory.nbytes() + reading.nbytes()) // len(self.prompts)
         seen, raw = reading.seen.sum(1).tolist(), reading.raw.tolist()
         for r, (out, row) in enumerate(zip(self.outputs, written[:, 1:].tolist())):

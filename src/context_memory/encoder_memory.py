@@ -68,6 +68,7 @@ class EncoderMemory:
     def empty(cls, lm: CompressedSeq2Seq, rows: int = 1) -> EncoderMemory:
         return cls(lm, Memory(lm, rows), [[] for _ in range(rows)])
 
+    @torch.no_grad()
     def run(self, segments: Sequence[Sequence[Segment]]) -> None:
         """Take in segments row by row, at most one of them compressed, the last; fold where one closed."""
         joined = [list(self.lm.scheme.arrange([*before, *new])) for before, new in zip(self.waiting, segments, strict=True)]
@@ -85,6 +86,7 @@ class EncoderMemory:
         first = not any(self.held.raw) and not any(self.waiting)
         self.run([[segment_of(self.lm, text, first)]] * self.rows)
 
+    @torch.no_grad()
     def read(self, questions: Sequence[Sequence[int]]) -> Reading:
         """Encode a question a row, token ids, after what is held.
 

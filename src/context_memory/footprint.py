@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from context_memory.encode import Encoder
-from context_memory.plan import PAD, Plan
+from context_memory.plan import PAD, Plan, visible
 from context_memory.schemes.base import Scheme
 from context_memory.text import Segment
 
@@ -47,12 +47,12 @@ def peak_if_said(plan: Plan, scheme: Scheme, given: int) -> int:
     return peak
 
 
-def held_when_asked(plan: Plan, scheme: Scheme, told: int) -> int:
-    """Entries a layer that the question finds when it comes (b = 1): what is left of the first `told` raw tokens, its context."""
+def peak_when_answered(plan: Plan, scheme: Scheme, given: int) -> int:
+    """Most entries a layer that a token of the answer finds (b = 1), itself and the prompt included: what is left of the first `given` raw
+    tokens and of the answer so far. Of the answer alone, where it is cut into segments itself, see `peak_if_said`."""
     t = plan.tokens
-    first = int((t.raw & (t.raw.cumsum(1) > told))[0].long().argmax())
-    context = t.map(lambda x: x[:, :first])
-    return int(scheme.kept(context, context.segment.max()[None, None], t.position[:, first, None]).sum())
+    said = (t.raw & (t.raw.cumsum(1) > given))[0]
+    return int(visible(scheme, t.map(lambda x: x[:, said, None]), t.map(lambda x: x[:, None])).sum(-1).max())
 
 
 def as_fed(segments: Sequence[Segment], encoder: Encoder) -> list[Segment]:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-from context_memory import memory_merge
+from context_memory import memory_columns, memory_merge
 from context_memory.boundaries.base import Step
 from context_memory.encode import Encoder, Keeping
 from context_memory.errors import InputError
-from context_memory.memory import SLACK, Memory
+from context_memory.memory import Memory
 from context_memory.output import Output, Settings
 from context_memory.plan import RAW, Column, boundary_columns, build
 from context_memory.text import Segment
@@ -64,8 +64,8 @@ class Decoder:
     ) -> None:
         if not prompts:
             raise InputError("no prompts to answer; give at least one.")
-        if memory is not None and memory.lm.base is not lm.base:
-            raise InputError("the memory is another model's; write its segments again with this one.")
+        if memory is not None and (memory.lm.base is not lm.base or memory.lm.scheme != lm.scheme):
+            raise InputError("the memory is another model's, or was made under another scheme; write its segments again with this one.")
         self.lm, self.encoder, self.settings = lm, encoder, settings
         self.prompts = [lm.scheme.arrange(p) for p in prompts]
         self.memory, self._lent = memory if memory is not None else lm.memory(len(prompts)), memory is not None
@@ -175,7 +175,7 @@ class Decoder:
                 fold = boundary_columns(scheme, step, row.waiting[0], unfolded[lane])
             columns.append([*fold, (RAW, step + len(row.waiting), True, False, clock[lane], row.pending, 0)])
             clock[lane] += 1
-        hidden = memory.advance(build(columns), clock, slack=SLACK, slide=True)
+        hidden = memory.advance(build(columns), clock, slack=memory_columns.SLACK, slide=True)
         if scheme.slides:
             self._count_prompt(range(len(self._lanes)))
         self._count(columns)

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from context_memory import memory_merge
+from context_memory import memory_columns, memory_merge
 from context_memory.errors import InputError
 from context_memory.plan import PAD, Plan, Tokens, build, layout, stack
 from context_memory.text import Segment, runs
@@ -26,10 +26,6 @@ from context_memory.text import Segment, runs
 if TYPE_CHECKING:
     from context_memory.model import CompressedLM
 
-SLACK = 16
-"""Columns by which a growing buffer is enlarged while decoding, so that not every token copies it."""
-BLANK = {"kind": PAD, "row": -1, "index": -1}
-"""What stands in the bookkeeping of an unused column; 0 otherwise."""
 CLOCKS = ("length", "step", "clock", "raw")
 
 
@@ -51,6 +47,8 @@ class Memory(Cache):
     """
 
     def __init__(self, lm: CompressedLM, rows: int = 1) -> None:
+        if rows < 1:
+            raise InputError(f"a memory has at least one row, got {rows}.")
         super().__init__(layers=[DynamicLayer() for _ in range(lm.n_layers)])
         self.lm = lm
         self.rows = rows
@@ -124,7 +122,7 @@ class Memory(Cache):
         after = [max(have, at + some) for have, at, some in zip(self.length, first, fresh)]
         self._used = used = max(after)
         if self.slot.shape[1] < used:
-            self._resize(used + slack)
+            memory_columns.resize(self, used + slack)
         if len(set(first)) == 1 and set(fresh) == {n}:
             self._place = slice(first[0], first[0] + n)
             at: Any = (slice(None), self._place)
@@ -134,10 +132,12 @@ class Memory(Cache):
             columns = torch.tensor(first, device=real.device)[rows] + lanes
             self._place = (rows, lanes, columns)
             at, source = (rows, columns), (rows, lanes)
-        for name, value in {**vars(plan.tokens), "slot": plan.slot}.items():
-            target = self.slot if name == "slot" else getattr(self.held, name)
-            target[at] = value[source]
-        hidden = self.lm.hidden(plan, self, used)
+        memory_columns.note(self, at, plan, source)
+        try:
+            hidden = self.lm.hidden(plan, self, used)
+        except BaseException:  # an interruption too: whoever catches it goes on with the memory as it was
+            memory_columns.note(self, at, None)
+            raise
         self.held.index[:, :used] = -1
         self.length = after
         self.raw = [a + b for a, b in zip(self.raw, plan.tokens.raw.sum(1).tolist())]
@@ -165,51 +165,9 @@ class Memory(Cache):
         if scheme.mixes:
             memory_merge.fold(self, rows)
         held = self.held.map(lambda x: x[which])
-        self.free(which, (held.kind != PAD) & scheme.kept(held, step, clock), exact)
+        memory_columns.free(self, which, (held.kind != PAD) & scheme.kept(held, step, clock), exact)
         for r in rows:
             self.step[r] += 1
-
-    def free(self, which: Tensor, keep: Tensor, exact: bool = True) -> None:
-        """Keep the marked columns of these rows, (rows, columns) bool, in their order, and give back the storage of all others."""
-        scheme, held = self.lm.scheme, self.held.map(lambda x: x[which])
-        counts = keep.sum(1)
-        most = int(counts.max())
-        rank = torch.where(keep, 0 if scheme.static else (~held.pin).long(), 2)  # kept columns first, in their order
-        order = rank.sort(dim=1, stable=True).indices[:, :most]
-        empty = torch.arange(most, device=order.device) >= counts[:, None]
-        for name in (*vars(self.held), "slot"):
-            target, own = (self.slot, self.slot[which]) if name == "slot" else (getattr(self.held, name), getattr(held, name))
-            blank = BLANK.get(name, 0)
-            moved = own.gather(1, order).masked_fill(empty, blank)
-            target[which] = target.new_full((), blank)
-            target[which, :most] = moved
-        for layer in self.layers if self.layers[0].keys is not None else []:
-            if scheme.static:
-                for buffer in (layer.keys, layer.values):
-                    buffer[which, :, :most] = buffer[which[:, None], :, order].transpose(1, 2)
-                continue
-            columns = scheme.choose(layer.keys[which], held, most)[..., None]
-            for buffer in (layer.keys, layer.values):
-                buffer[which, :, :most] = buffer[which].gather(2, columns.expand(-1, -1, -1, buffer.shape[3]))
-        for r, count in zip(which.tolist(), counts.tolist()):
-            self.length[r] = count
-        need, have = max(self.length), self.slot.shape[1]
-        if (exact and have > need) or have - need > 2 * SLACK:
-            self._resize(need)
-
-    def _resize(self, width: int) -> None:
-        """Reallocate every buffer with this many columns: what is cut off is really freed."""
-        have = self.slot.shape[1]
-        if width > have:
-            grow = (0, width - have)
-            self.held = Tokens(**{name: pad(x, grow, value=BLANK.get(name, 0)) for name, x in vars(self.held).items()})
-            self.slot = pad(self.slot, grow)
-            return  # key and value buffers follow when they are next written
-        self.held = self.held.map(lambda x: x[:, :width].clone())
-        self.slot = self.slot[:, :width].clone()
-        for layer in self.layers:
-            if layer.keys is not None:
-                layer.keys, layer.values = layer.keys[:, :, :width].clone(), layer.values[:, :, :width].clone()
 
     def run(self, segments: Sequence[Sequence[Segment]]) -> Tensor:
         """Run segments row by row (each list ends with at most one compressed segment) and fold where one closed."""
@@ -241,7 +199,8 @@ class Memory(Cache):
     @torch.inference_mode()
     def write(self, text: str | Sequence[int]) -> None:
         """Compress a segment: text, of which the adapter's pin rules keep what they keep, or token ids; ValueError if it is empty."""
-        self.run([[segment_of(self.lm, text, first=not any(self.raw))]] * self.rows)
+        fresh, later = ([segment_of(self.lm, text, first)] for first in (True, False))
+        self.run([later if raw else fresh for raw in self.raw])
 
     @torch.inference_mode()
     def read(self, text: str | Sequence[int]) -> Tensor:
@@ -252,6 +211,10 @@ class Memory(Cache):
     def _question(self, text: str | Sequence[int]) -> Sequence[int]:
         if not isinstance(text, str):
             return text
+        if len({bool(raw) for raw in self.raw}) > 1:
+            raise InputError(
+                "some rows of the memory are empty and some are not, and their prompts begin differently; memory.pick them apart."
+            )
         return [token for segment in self.lm.encoder.asked(text, first=not any(self.raw)) for token in segment.ids]
 
     @torch.inference_mode()
@@ -277,6 +240,9 @@ class Memory(Cache):
     def fork(self) -> Memory:
         """A memory with the same content that shares no storage with this one."""
         return self.pick(range(self.rows))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Memory:
+        return self.fork()  # of what it holds, and not of its model
 
     def pick(self, rows: Sequence[int]) -> Memory:
         """Some of the rows, in this order, as a memory of their own."""

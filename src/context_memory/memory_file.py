@@ -77,10 +77,11 @@ def identity(lm: CompressedLM) -> dict[str, str]:
     config, tokenizer = lm.base.config, lm.tokenizer
     words = sorted(tokenizer.get_vocab().items()) if tokenizer is not None else []
     rules = _rules(tokenizer)
+    adapter: Any = lm.card.files if lm.card is not None else {} if lm.peft is None else _glance(lm, adapter=True)
     return {
         "model": str(lm.facts) if lm.facts is not None else f"{config.model_type} ({lm.n_layers} layers)",
-        "weights": lm.facts.weights if lm.facts is not None else "",
-        "adapter": _hash([lm.card.files if lm.card is not None else {}, lm.task[1] if lm.task is not None else ""]),
+        "weights": lm.facts.weights if lm.facts is not None else _glance(lm, adapter=False),
+        "adapter": _hash([adapter, lm.task[1] if lm.task is not None else ""]),
         "tokenizer": _hash(words),
         "scheme": f"{lm.scheme!r} positions={lm.positions}",
         "dtype": str(lm.base.dtype).removeprefix("torch."),
@@ -104,6 +105,12 @@ def _rules(tokenizer: Any) -> list[Any] | None:
         return None
     merges = json.loads(core.to_str())["model"].get("merges") or []
     return [[m if isinstance(m, str) else " ".join(m) for m in merges], tokenizer.chat_template]
+
+
+def _glance(lm: CompressedLM, adapter: bool) -> str:
+    """Of weights that came from no file that has a hash: of each, the first few numbers, those of the adapter or those of the base."""
+    own = {name: p for name, p in lm.named_parameters() if (p.requires_grad or "lora_" in name) == adapter}
+    return _hash([(name, p.detach().flatten()[:16].tolist()) for name, p in sorted(own.items())])
 
 
 def _hash(value: object) -> str:

@@ -11,7 +11,8 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from context_memory.errors import InputError
-from context_memory.memory import BLANK, CLOCKS, Memory
+from context_memory.memory import CLOCKS, Memory
+from context_memory.memory_columns import BLANK
 from context_memory.plan import Tokens
 
 
@@ -34,7 +35,15 @@ def pick(memory: Memory, rows: Sequence[int]) -> Memory:
 
 
 def batch(memories: Sequence[Memory]) -> Memory:
-    """All rows of all memories; shorter ones are padded, and the padding counts in `nbytes`."""
+    """All rows of all memories; shorter ones are padded, and the padding counts in `nbytes`.
+
+    Raises:
+        InputError: none; memories of different models or schemes.
+    """
+    if not memories or any(m.lm.base is not memories[0].lm.base or m.lm.scheme != memories[0].lm.scheme for m in memories):
+        raise InputError(
+            "a batch is made of memories of one model under one scheme; give at least one, and write the others again with it."
+        )
     whole = Memory(memories[0].lm, sum(m.rows for m in memories))
     width = max(m.tokens for m in memories)
     for name in CLOCKS:

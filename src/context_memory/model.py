@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import cached_property
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
-from context_memory import attention, gate, memory_file, memory_merge, mixing, plugins, wiring
+from context_memory import attention, memory_file, memory_merge, mixing, plugins, wiring
 from context_memory.boundaries.base import Boundary
 from context_memory.encode import Encoder
 from context_memory.errors import InputError
@@ -26,7 +25,7 @@ from context_memory.memory import Memory
 from context_memory.mixing import Mix
 from context_memory.output import Output, Settings
 from context_memory.pins.base import Pin
-from context_memory.plan import IGNORE, PAD, Plan, Tokens, visible
+from context_memory.plan import IGNORE, PAD, POSITIONS, Plan, Tokens, visible
 from context_memory.rates import LearnedRate
 from context_memory.schemes.base import Scheme
 from context_memory.text import Segment
@@ -72,14 +71,12 @@ class CompressedLM(nn.Module):
         gate: str = "comp", attn_implementation: str = "sdpa",
     ) -> None:  # fmt: skip
         super().__init__()
-        if gate not in GATES:
-            raise InputError(f"gate must be one of {', '.join(GATES)}, got {gate!r}.")
+        wiring.check(base)
+        for what, given, known in (("gate", gate, GATES), ("positions", positions, POSITIONS)):
+            if given not in known:
+                raise InputError(f"{what} must be one of {', '.join(known)}, got {given!r}.")
         self.family: Family = fitting(base.config, attn_implementation)
-        if not scheme.static and self.family.windowed(base.config):
-            raise InputError(
-                f"scheme '{scheme.name}' keeps other tokens in every head and this model slides a window over positions, so what "
-                "it may still see is not known; use scheme=window, or a model without one."
-            )
+        scheme.check(self.family.windowed(base.config))
         self.tokenizer, self.scheme, self.positions, self.gate = tokenizer, scheme, positions, gate
         base.requires_grad_(False)
         self.attend(base, attn_implementation, scheme.mixes)
@@ -89,17 +86,14 @@ class CompressedLM(nn.Module):
             self.comp.rate = LearnedRate(self.n_layers, base.config.num_key_value_heads, scheme.n_comp, self._head_size)
         self.peft: PeftModel | None = None
         self._wiring: wiring.Wiring | None = None
+        trains = base.training
         if lora is not None:
             self._attach(lora)
+        self.train(trains)  # new modules, a LoRA's dropout among them, go with the model
 
     def _attach(self, lora: LoraConfig) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # transformers 5.23 reads an old name of its own
-            peft = get_peft_model(self.base, lora, autocast_adapter_dtype=False)
-        gate.widen(peft)
-        self._wiring = wiring.install(self.family.layers(self.base), attention=self.family.seat)
-        # Not a submodule: the LoRA weights live in `base` already.
-        object.__setattr__(self, "peft", peft)
+        peft, self._wiring = wiring.attach(self.base, lora, self.family.layers(self.base), self.family.seat)
+        object.__setattr__(self, "peft", peft)  # not a submodule: the LoRA weights live in `base` already
 
     @property
     def device(self) -> torch.device:
@@ -161,6 +155,10 @@ class CompressedLM(nn.Module):
 
     def _pass(self, plan: Plan, cache: Cache | None, keys: Tokens, mix: Mix | None, adapter: bool) -> Tensor:
         """(b, n, hidden): one forward of the plan's tokens, which attend to `keys`: what the cache holds, then themselves."""
+        if cache is not None and self.base.training and self.checkpoints:
+            raise InputError(
+                "a model in training mode with gradient checkpointing drops its cache, and so the memory; call lm.eval() first."
+            )
         t = plan.tokens
         embedded = self.family.embed(self.base, plan.ids)
         if has_comp := bool(t.comp.any()):
@@ -249,6 +247,7 @@ class CompressedLM(nn.Module):
         """The same weights under a scheme that has no comp tokens, such as `full`. Nothing is copied."""
         if scheme.n_comp:
             raise InputError(f"scheme '{scheme.name}' has comp tokens, which an adapter is trained for; load the model with it instead.")
+        scheme.check(self.family.windowed(self.base.config))
         other = copy.copy(self)
         other.scheme = scheme
         return other
@@ -268,7 +267,7 @@ class CompressedLM(nn.Module):
         """Answer one prompt or a batch; every row compresses at its own boundaries while it is written.
 
         Args:
-            memory: a memory to go on from (it is continued; `fork` it first to keep it), a row a prompt.
+            memory: a memory to go on from, a row a prompt; it is continued (`fork` it first to keep it), with no roles after an answer.
             boundary, pins: instead of the adapter's.
             options: `max_new_tokens`, `temperature`, `top_p`, `seed`, `stop`.
         """
@@ -291,6 +290,7 @@ class CompressedLM(nn.Module):
         encoder = self.encoder
         if boundary is not None or pins is not None:
             policy = plugins.make_beside(self.home, "boundaries", boundary) if isinstance(boundary, str) else boundary or encoder.boundary
+            pins = [pins] if isinstance(pins, str) else pins
             rules = encoder.pins if pins is None else [plugins.make_beside(self.home, "pins", p) if isinstance(p, str) else p for p in pins]
             encoder = Encoder(self.tokenizer, policy, rules, chat=encoder.chat, prompt=encoder.question)
         texts = [prompts] if isinstance(prompts, str) else list(prompts)

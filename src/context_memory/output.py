@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
+from operator import index
 from typing import Any
 
 from context_memory.errors import InputError
@@ -15,10 +17,13 @@ REFUSED = {
     "no_repeat_ngram_size": "penalties need the text that the memory has forgotten",
 }
 
+LEAST = 1e-4
+"""The lowest temperature to sample with: logits are divided by it."""
+
 
 @dataclass(frozen=True)
 class Settings:
-    """How to decode. `temperature=0` is greedy."""
+    """How to decode. `temperature=0` is greedy; row i of a batch is sampled with the seed `seed + i`."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0
@@ -29,10 +34,14 @@ class Settings:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str) or "" in self.stop:
             raise InputError(f"stop must be texts with something in them, as in stop=('###',), got {self.stop!r}.")
-        if type(self.max_new_tokens) is not int or self.max_new_tokens < 1:
+        if not hasattr(self.max_new_tokens, "__index__") or isinstance(self.max_new_tokens, bool) or self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens must be a whole number of at least 1, got {self.max_new_tokens}.")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise InputError(f"temperature must be at least 0 and top_p in (0, 1], got {self.temperature} and {self.top_p}.")
+        if not (self.temperature == 0 or LEAST <= self.temperature < math.inf) or not 0 < self.top_p <= 1:
+            raise InputError(
+                f"temperature must be 0 (greedy) or at least {LEAST:g}, and top_p in (0, 1], got {self.temperature} and {self.top_p}."
+            )
+        for name, kind in (("max_new_tokens", index), ("temperature", float), ("top_p", float)):
+            object.__setattr__(self, name, kind(getattr(self, name)))
 
     @classmethod
     def of(cls, **options: Any) -> Settings:
@@ -46,7 +55,8 @@ class Settings:
                 raise InputError(f"{name} is not supported with a compressed memory: {reason}.")
         sample = options.pop("do_sample", None)
         options |= {"temperature": 0.0} if sample is False else {"temperature": options.get("temperature", 1.0)} if sample else {}
-        options |= {"stop": (stop,)} if isinstance(stop := options.get("stop"), str) else {}
+        stop = options.pop("stop", None)
+        options["stop"] = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
         if unknown := sorted(set(options) - (known := {f.name for f in fields(cls)})):
             raise InputError(f"no option {', '.join(unknown)}; have: {', '.join(sorted(known))}, do_sample.")
         return cls(**options)

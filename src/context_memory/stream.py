@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from context_memory.errors import InputError
+from context_memory.memory_columns import free
 from context_memory.memory_turn import MovingMemory
 from context_memory.model import CompressedLM
 from context_memory.plan import COMP, PAD, RAW, boundary_columns, build
@@ -258,5 +259,5 @@ class SlidingWindow(Stream):
         stays = self._window(self.folds) - s.chunk + self._more(self.folds + 1)
         keep = memory.held.pin.clone()
         keep[0, raw[max(0, len(raw) - stays) :]] = True
-        memory.free(torch.tensor([0], device=keep.device), keep)
+        free(memory, torch.tensor([0], device=keep.device), keep)
         self._settle()

@@ -56,6 +56,14 @@ class Scheme(ABC):
         """For people: `concat n_comp=2 window=44`."""
         return plugins.title("schemes", {"name": self.name, **vars(self)})
 
+    def check(self, windowed: bool) -> None:
+        """Raises InputError if the scheme cannot run on a model, which may be `windowed`: slide a window of its own over positions."""
+        if windowed and not self.static:
+            raise InputError(
+                f"scheme '{self.name}' keeps other tokens in every head and this model slides a window over positions, so what it may "
+                "still see is not known; use scheme=window, or a model without one."
+            )
+
     @property
     def hides(self) -> bool:
         """Whether the scheme forgets anything at all."""

@@ -45,6 +45,23 @@ DRESSES = [
     ("72", 72),
     ("$72.00", 72),
     ("72 clips", 72),
+    ("So the total is $\\boxed{7}$. Check: 7 + 3 = 10.", 7),
+    ("The answer is 7. Check: 7 + 3 = 10.", 7),
+    ("First \\boxed{3} is the cost and the final \\boxed{4} is the profit.", 4),
+    ("So the answer is 12 for one. For both, the answer is 24.", 24),
+    ("#### 1. Cost\nIt is 3.\n#### 2. Conclusion\nThe total is \\boxed{42}.", 42),
+    ("#### 72. Done", 72),
+    ("\\boxed{1,\\!200}", 1200),
+    ("\\boxed{1\\,200}", 1200),
+    ("#### 1 200", 1200),
+    ("#### 12 34", 12),
+    ("\\boxed{\\frac{1}{2}}", 0.5),
+    ("The answer is \\frac{3}{4}.", 0.75),
+    ("The answer is 3/4.", 0.75),
+    ("#### 1 1/2", 1.5),
+    ("#### -1/2", -0.5),
+    ("#### 48/2 = 24", 24),
+    ("#### \N{MINUS SIGN}5", -5),
 ]
 
 NONE = [
@@ -59,6 +76,7 @@ NONE = [
     "First 12 + 7 = 19 apples.\nThen 19 + 5 =",
     "12 + 7 = 19 apples.\n#### ",
     "The answer is",
+    "It is 3, so the total is \\boxed{1",
 ]
 
 

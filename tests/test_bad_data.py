@@ -258,6 +258,9 @@ def test_rows(tmp_path: Path) -> None:
         ("b.json", "[]", r"b.json has no rows"),
         ("c.json", "[{}, 3]", r"c.json, row 2: needs an object"),
         ("d.jsonl", '{"a": 1}\n{"a', r"d.jsonl, line 2: not JSON .*, got '{\"a'"),
+        ("deep.jsonl", '{"a": 1}\n' + "[" * 100_000 + "]" * 100_000, r"deep.jsonl, line 2: not JSON \(nested too deeply\)"),
+        ("deep.json", "[" * 100_000 + "]" * 100_000, r"deep.json: not JSON \(nested too deeply\)"),
+        ("long.jsonl", '{"a": ' + "9" * 5000 + "}", r"long.jsonl, line 1: not JSON \(a number of thousands of digits\)"),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=message):

@@ -68,7 +68,7 @@ def test_the_gate_follows_the_scheme() -> None:
         (["training.batch_size=0"], r"training\.batch_size must be at least 1, got 0"),
         (["model.positions=skipped"], r"model\.positions must be one of skip, base"),
         (["scheme=full", "model.gate=comp"], "scheme 'full' has none; use model.gate=all"),
-        (["model.name={"], "no viable alternative"),
+        (["evaluation.depths=[1,2"], "is not a ListConfig"),
     ],
 )
 def test_a_slip_is_told_with_what_there_is(overrides: list[str], said: str) -> None:

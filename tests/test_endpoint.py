@@ -131,6 +131,13 @@ def test_what_may_pass_is_asked_again_and_given_up_with_a_reason(endpoint: Endpo
     assert endpoint.asked.count("c") == 1  # what is refused is not asked twice, and nothing is after a stop
 
 
+@pytest.mark.parametrize("message", ["3 + 4 = 7 \ud83d <COMP>\n#### 7", "3 + 4 \0= 7"])
+def test_a_message_that_cannot_be_written_is_no_reply(endpoint: Endpoint, message: str) -> None:
+    endpoint.behave = lambda *_: said(message)
+    with Client(endpoint.settings) as client, pytest.raises(NoReply, match="half a character or a NUL"):
+        client.ask("Problem:\na")
+
+
 def test_a_silent_endpoint_is_not_waited_for(endpoint: Endpoint) -> None:
     endpoint.behave = lambda question, before: said("late") if endpoint.hold.wait(9) else None
     with Client(replace(endpoint.settings, timeout=0.04, tries=2)) as client, pytest.raises(NoReply, match="no reply in time"):

@@ -49,11 +49,39 @@ def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["training.seed=-1"], r"training\.seed must be at least 0"),
         (["training.lr=nan"], r"training\.lr must be at least 0, got nan"),
         (["pins=[prompt]", "pins.prompt.budget=-3"], r"pins\.prompt\.budget must be at least 0, got -3"),
+        (["model.lora_alpha=0"], r"model\.lora_alpha must be at least 1, got 0"),
+        (["model.lora_dropout=1"], r"model\.lora_dropout must be at most 0\.95, got 1"),
+        (["training.clip=nan"], r"training\.clip must be at least 0, got nan"),
+        (["training.max_minutes=-1"], r"training\.max_minutes must be at least 0, got -1"),
+        (["run_id=../../esc"], r"run_id='../../esc' would not name a folder under result"),
     ],
 )
 def test_settings_that_mean_something_else(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load(overrides)
+
+
+@pytest.mark.parametrize(
+    "name", ["~/x.jsonl", "gr\u00f6\u00dfe.jsonl", "my (1).jsonl", "it's.jsonl", "a#b.jsonl", "[x].jsonl", "a=b.jsonl"]
+)
+def test_a_file_may_have_any_name(name: str) -> None:
+    assert load(["data=gsm8k", f"data.path={name}"]).data["path"] == name
+    assert load([f"model={name}"]).model.name == name
+
+
+def test_the_name_of_a_run_is_a_text() -> None:
+    assert [load([f"run_id={name}"]).run_id for name in ("1_000", "1e3", "true", "a/b")] == ["1_000", "1e3", "true", "a/b"]
+
+
+def test_two_rows_are_not_one_folder() -> None:
+    config = load(["scheme=full"])
+    with pytest.raises(UserError, match="names that make one folder: a x, a-x"):
+        rows.rows_of(config, [("a x", config), ("a-x", config)], ends=False)
+
+
+def test_a_home_that_nobody_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is no such user" in said(["train", "data=gsm8k", "data.path=~nouser/a.jsonl", "--dry-run"], capsys)
+    assert "File name too long" in said(["adapters", "x" * 300], capsys)
 
 
 def test_nothing_else_answers_for_what_was_not_trained(

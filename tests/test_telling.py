@@ -14,7 +14,10 @@ import toys
 from context_memory import head, telling
 from context_memory.adapter import read_card
 from context_memory.boundaries.classifier import FILE
+from context_memory.boundaries.newline import Newline
 from context_memory.cli import main
+from context_memory.data.tally import Tally
+from context_memory.encode import Encoder
 from context_memory.model import CompressedLM
 
 torch.set_num_threads(1)
@@ -127,6 +130,18 @@ def test_problems_are_divided_and_not_tokens() -> None:
     assert {n: len(set(p.problem.tolist())) for n, p in parts.items()} == {"train": 16, "validation": 2, "test": 2}
     assert sorted(i for p in parts.values() for i in set(p.problem.tolist())) == list(range(20))
     assert all(len(p.follows) == len(p.ends) == 3 * len(set(p.problem.tolist())) for p in parts.values())
+
+
+def test_solutions_of_one_problem_are_one_problem(made: tuple[Path, Path]) -> None:
+    """As `ccm traces --samples 5` writes them: or a question would be in two parts."""
+    model, adapter = made
+    lm = CompressedLM.load(str(model), adapter=adapter)
+    problems = Tally(train=6).examples("train")
+    encoder = Encoder(lm.tokenizer, Newline())
+    told = telling.collect(lm, encoder, [replace(e, id=f"{e.id} {i}") for i in range(3) for e in problems[:2]])
+    assert set(told.problem.tolist()) == {0, 1}
+    lengths = [len(encoder.answer(e)) for e in problems[:2]]
+    assert [int((told.problem == i).sum()) for i in (0, 1)] == [3 * n for n in lengths]
 
 
 def test_an_adapter_takes_the_head_along_that_it_was_trained_with(

@@ -8,7 +8,7 @@ import pkgutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from errno import EACCES, EDQUOT, EEXIST, EFBIG, EISDIR, ENOSPC, ENOTDIR, EPERM, EROFS
+from errno import EACCES, EDQUOT, EEXIST, EFBIG, EISDIR, ELOOP, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS
 from importlib import metadata
 from typing import Annotated
 
@@ -18,8 +18,10 @@ from safetensors import SafetensorError
 from context_memory import commands
 from context_memory.errors import UserError
 
-MENDABLE = [os.strerror(n) for n in (EACCES, EDQUOT, EEXIST, EFBIG, EISDIR, ENOSPC, ENOTDIR, EPERM, EROFS)]
+MENDABLE = [os.strerror(n) for n in (EACCES, EDQUOT, EEXIST, EFBIG, EISDIR, ELOOP, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS)]
 """What is wrong with a folder or a disk, and not with the code."""
+NOBODY = "Could not determine home directory"
+"""What `Path.expanduser` says of a user that is not there."""
 
 
 def assemble() -> typer.Typer:
@@ -70,6 +72,14 @@ def main(arguments: Sequence[str] | Callable[[], Sequence[str]] | None = None) -
         if not any(fault in str(e) for fault in MENDABLE):
             raise
         print(f"error: {e}; free some space, or name another place.", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as e:
+        if NOBODY not in str(e):
+            raise
+        print(
+            f"error: {e} A name that begins with ~ is a user's folder, and there is no such user; write ./~name for a file.",
+            file=sys.stderr,
+        )
         sys.exit(2)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx2
 
+from context_memory.data._fields import sound
 from context_memory.errors import InputError, UserError
 
 PASSING = (408, 409, 425, 429)
@@ -123,12 +124,14 @@ class Client:
         self._accept(response, came)
         try:
             text = content(json.loads(came))
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise NoReply("a reply that is no JSON", self._short(came)) from e
         except LookupError as e:
             raise NoReply("a reply without a message", self._short(came)) from e
         if not text.strip():
             raise NoReply("an empty message")
+        if not sound(text) or "\0" in text:
+            raise NoReply("a message with half a character or a NUL in it")
         return text
 
     def _whole(self, response: httpx2.Response) -> str:

@@ -39,8 +39,11 @@ AT_LEAST: dict[str, float] = {
     "training.eval_samples": 0, "training.epochs": 0, "generation.max_new_tokens": 1, "evaluation.batch_size": 1,
     "data.train_ratio": 0, "data.max_train_samples": 1, "data.max_eval_samples": 0,
     "data.problems": 1, "evaluation.max_samples": 1, "training.seed": 0, "training.threads": 1, "generation.seed": 0,
+    "model.lora_alpha": 1, "model.lora_dropout": 0, "training.clip": 0, "training.weight_decay": 0, "training.max_minutes": 0,
 }  # fmt: skip
-AT_MOST: dict[str, float] = {"training.warmup": 1, "data.train_ratio": 1, "training.seed": 2**32 - 1, "generation.seed": 2**32 - 1}
+AT_MOST: dict[str, float] = {
+    "training.warmup": 1, "data.train_ratio": 1, "training.seed": 2**32 - 1, "generation.seed": 2**32 - 1, "model.lora_dropout": 0.95,
+}  # fmt: skip
 
 
 def load(overrides: Sequence[str] = (), recipe: str | Path | None = None) -> Config:
@@ -183,7 +186,9 @@ def _check(config: Config) -> None:
     for key, most in AT_MOST.items():
         group, name = key.split(".")
         if (value := tree[group].get(name)) is not None and value > most:
-            raise UserError(f"{key} must be at most {most:g}{', a share,' if most == 1 else ''} got {value:g}.")
+            raise UserError(f"{key} must be at most {most:g}{', a share,' if most == 1 else ','} got {value:g}.")
+    if config.run_id is not None and (config.run_id in ("", ".") or ".." in Path(config.run_id).parts or Path(config.run_id).is_absolute()):
+        raise UserError(f"run_id='{config.run_id}' would not name a folder under {config.output}; give a name, as in run_id=first.")
     for group in FOLDERS:
         config.make(group)
     if config.gate() == "comp" and not config.scheme.get("n_comp"):

@@ -141,7 +141,24 @@ def _plain(override: str) -> str:
     key, equals, value = override.partition("=")
     if not equals:
         raise UserError(f"'{override}' is not an override; write key=value, as in training.max_steps=500.")
-    return f"model.name={value}" if key == "model" else f"{key.removeprefix('--')}={value}"
+    key = "model.name" if key == "model" else key.removeprefix("--")
+    return f"{key}={_text(key, value)}"
+
+
+def _text(key: str, value: str) -> str:
+    """The value, in quotation marks if it would not be read as the text that it is: a file of any name, a run that is named 1_000."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if value[:1] in ("", "'", '"') or value == "null":
+        return value
+    if key == "run_id":
+        return written(value)
+    try:
+        OverridesParser.create().parse_override(f"{key}={value}")
+    except HydraException:
+        return value if value[0] + value[-1] in ("[]", "{}") else written(value)
+    return value
 
 
 def _left_behind(override: str, chosen: Mapping[str, list[str]]) -> bool:

@@ -114,7 +114,7 @@ def cells(line: Line) -> dict[str, str]:
     said = m.tokens > 0
     return {
         "row": line.record.name,
-        "n": f"{m.n:,}",
+        "n": f"{m.n:,}" if not v or line.itself or v.n == m.n else f"{m.n:,} ({v.n:,} compared)",
         "accuracy %": _interval(correct) if correct else "",
         "vs full, points": f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]" if d and not line.itself else "",
         "p": _p(v.p) if v and v.p is not None and not line.itself else "",

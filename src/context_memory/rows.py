@@ -160,8 +160,9 @@ def rows_of(config: Config, named: Sequence[tuple[str, Config]] = (), ends: bool
         pins = {name: settings for name, settings in config.pins.items() if name == "prompt"}
         full, nothing = (Row(end, replace(config, scheme={"name": end, "n_comp": 0}, pins=pins)) for end in ENDS)
         out = [full, *(r for r in out if r.name not in ENDS), nothing]
-    if len({r.name for r in out}) != len(out):
-        raise UserError(f"two rows have one name: {', '.join(r.name for r in out)}; name them, as in --row mine=FOLDER.")
+    if len({slug(r.name) for r in out}) != len(out):
+        names = ", ".join(r.name for r in out)
+        raise UserError(f"two rows have one name, or names that make one folder: {names}; name them, as in --row mine=FOLDER.")
     return out
 
 

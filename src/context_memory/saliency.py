@@ -112,7 +112,9 @@ def collect(lm: CompressedLM, encoder: Encoder, examples: Sequence[Example], pro
     found: list[tuple[Tensor, ...]] = []
     task = progress.add_task("gradients", total=len(examples), speed="") if progress else None
     segments = 0
-    for number, example in enumerate(examples):
+    numbers: dict[str, int] = {}
+    for example in examples:
+        number = numbers.setdefault(example.prompt, len(numbers))  # all solutions of a problem are in one part
         whole = cutting.segments(lm, encoder, example)
         given = sum(len(s.ids) for s in whole if not s.target)
         closed = [s for s in whole if s.target and s.compress]

@@ -47,7 +47,7 @@ class Talk:
                 return self._command(text)
             if text:
                 self._answer(text.removeprefix("/"))
-        except UserError as e:
+        except (UserError, OSError) as e:
             self.say(f"error: {e}", "red")
         return True
 
@@ -111,13 +111,13 @@ class Talk:
         )
 
     def _save(self, path: str) -> None:
-        file = Path(path).expanduser()
+        file = named(path)
         self.session.save(file)
         self.say(f"saved {len(self.session.turns)} turns to {file} ({file.stat().st_size / 1e6:.2f} MB)")
 
     def open(self, path: str) -> None:
         """Go on with what a file holds, and show how it ended."""
-        self.session.open(Path(path).expanduser())
+        self.session.open(named(path))
         for turn in self.session.turns[-1:]:
             self.say(f"> {turn.user}\n{turn.answer}")
             self.say(cost(turn))
@@ -147,6 +147,18 @@ class Talk:
     def _help(self, _: str) -> None:
         for command, does in HELP.items():
             self.say(f"/{command:<10} {does}", "none")
+
+
+def named(path: str) -> Path:
+    """The file that somebody names.
+
+    Raises:
+        UserError: a user's folder, and there is no such user; no name for a file.
+    """
+    try:
+        return Path(path.replace("\0", "")).expanduser()
+    except RuntimeError as e:
+        raise UserError(f"'{path}' is in the folder of a user that is not there; write ./{path} for a file of that name.") from e
 
 
 def cost(turn: Turn) -> str:

@@ -72,9 +72,10 @@ def collect(lm: CompressedLM, encoder: Encoder, examples: Sequence[Example], pro
     lm.family.must_be_causal("a boundary classifier")
     if encoder.mark or (encoder.boundary.needs_hidden and not all(e.cuts for e in examples)):
         raise UserError("a classifier is taught by a policy that goes by the text, boundary=rules or another, or by annotated solutions.")
-    states, ends, problem, follows = [], [], [], list[str]()
+    states, ends, problem, follows, numbers = [], [], [], list[str](), dict[str, int]()
     task = progress.add_task("hidden states", total=len(examples), speed="") if progress else None
-    for number, example in enumerate(examples):
+    for example in examples:
+        number = numbers.setdefault(example.prompt, len(numbers))  # all solutions of a problem are in one part
         segments = cutting.segments(lm, encoder, example)
         ids = encoder.answer(example)
         if lm.max_positions < sum(len(s.ids) for s in segments) + 2 * lm.scheme.n_comp * len(segments) or not ids:

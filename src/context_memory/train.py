@@ -93,6 +93,8 @@ def _run(job: Job, folder: Path, told: list[str], main: bool) -> Result:
     config, lm = job.config, job.lm
     learner = Learner(lm, config.training.loss)
     last = newest(folder / "checkpoints")
+    if last and (there := int(last.name.rpartition("-")[2])) > job.steps:
+        raise UserError(f"run '{folder.name}' is at step {there}, past the {job.steps} that are asked for; {_again(folder)}.")
     clock, progress = Clock(config.training.max_minutes), Progress(job.steps, main)
 
     def journal(entry: dict[str, Any]) -> None:

@@ -58,9 +58,11 @@ def begin(lm: CompressedLM, start: str | Path) -> None:
     check_base(start, card, lm.facts)
     theirs, mine = LoraConfig.from_pretrained(str(start)), lm.peft.peft_config[MAIN]
     have, need = max(card.n_comp), lm.scheme.n_comp
-    if (theirs.r, set(theirs.target_modules)) != (mine.r, set(mine.target_modules)) or have < need:
+    of = [(x.r, x.lora_alpha, sorted(x.target_modules)) for x in (theirs, mine)]
+    if of[0] != of[1] or have < need:
+        a, b = (f"rank {r}, alpha {alpha}, on {modules} and" for r, alpha, modules in of)
         raise UserError(
-            f"model.start='{start}' has LoRA of rank {theirs.r} on {sorted(theirs.target_modules)} and {have} comp token(s), this run rank "
-            f"{mine.r} on {sorted(mine.target_modules)} and {need}; give model.lora_r, model.targets and scheme.n_comp that fit."
+            f"model.start='{start}' has LoRA of {a} {have} comp token(s), this run of {b} {need}; "
+            "give model.lora_r, model.lora_alpha, model.targets and scheme.n_comp that fit."
         )
     fill(lm, start)

@@ -34,9 +34,9 @@ def rows_of(path: Path) -> list[Row]:
         for number, line in enumerate(decoded(path).split("\n"), 1):
             try:
                 rows += [(f"{path}, line {number}", json.loads(line))] if line.strip() else []
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 got = f"{line[:40]}..." if len(line) > 40 else line
-                raise ValueError(f"{path}, line {number}: not JSON ({error.msg}), got {got!r}; mend or delete the line.") from error
+                raise ValueError(f"{path}, line {number}: not JSON ({_fault(error)}), got {got!r}; mend or delete the line.") from error
     for row in rows:
         fields_of(row)
     if not rows:
@@ -53,8 +53,16 @@ def json_of(path: Path, advice: str = "") -> Any:
     text = decoded(path)
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}); is it cut off? Mend the file{advice}.") from error
+    except (ValueError, RecursionError) as error:
+        where = f"{path}, line {error.lineno}" if isinstance(error, json.JSONDecodeError) else f"{path}"
+        raise ValueError(f"{where}: not JSON ({_fault(error)}); is it cut off? Mend the file{advice}.") from error
+
+
+def _fault(error: Exception) -> str:
+    """What Python's reader of JSON stumbled over: its own limits are named as such."""
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number of thousands of digits"
 
 
 ERRORS = ("strict", "replace", "ignore")

@@ -79,7 +79,7 @@ def chain(steps: int, max_operand: int, rng: random.Random) -> list[Quantity]:
     known = [a + b]
     while len(found) < steps:
         kind, pair, back = relations(known, rng)
-        if len(found) == steps - 1 and rng.random() < 0.35:
+        if len(found) == steps - 1 > 1 and rng.random() < 0.35:
             first, second = len(known) - 1, rng.randrange(max(0, len(known) - 4), len(known) - 1)
             kind = rng.choice(("sum", "difference")) if known[first] + known[second] <= 99 else "difference"
             if kind == "difference" and known[second] > known[first]:

@@ -16,12 +16,15 @@ class Numbers(Pin):
     budget: int = 16
     once: bool = False
     """Leave out what already stands verbatim in the question or an earlier step, or later in this one."""
+    whole: bool = True
+    """Leave out a number for which there is no room any more. If not, its first digits are kept, which say another number."""
 
     def chooses(self, piece: Piece) -> list[int]:
         chosen: list[int] = []
         held = set(piece.held)
         for value, tokens in reversed(piece.figures()):
-            if not (self.once and value in held):
+            fits = not self.whole or len({*chosen, *tokens}) <= self.room(piece)
+            if fits and not (self.once and value in held):
                 chosen += tokens
             held.add(value)
         return chosen

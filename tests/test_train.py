@@ -132,12 +132,21 @@ def test_a_fresh_adapter_begins_with_the_weights_of_another(toy: Path, tmp_path:
     for more, message in (
         ((f"model.start={old}", f"model.adapter={other}", "model.lora_r=2"), "name one of the two"),
         ((f"model.start={task}", "model.lora_r=2"), "must be compression adapters"),
-        ((f"model.start={old}",), "has LoRA of rank 2 on"),
+        ((f"model.start={old}",), "has LoRA of rank 2, alpha 16, on .* this run of rank 8"),
+        ((f"model.start={old}", "model.lora_r=2", "model.lora_alpha=64"), "alpha 16, on .* this run of rank 2, alpha 64"),
         ((f"model.start={old}", "model.lora_r=2", "scheme.n_comp=4"), r"2 comp token.* and 4; give"),
         ((f"model.start={tmp_path}",), "ccm.json"),
     ):
         with pytest.raises(UserError, match=message):
             prepare(config(toy, tmp_path, "scheme=concat", *more))
+
+
+def test_a_run_is_not_made_shorter(toy: Path, tmp_path: Path) -> None:
+    """Or an adapter of two updates would pass for one of one."""
+    how = ("scheme=concat", "model.lora_r=2", "training.save_steps=1", "run_id=two")
+    train(config(toy, tmp_path, *how, "training.max_steps=2"))
+    with pytest.raises(UserError, match="'two' is at step 2, past the 1 that are asked for; choose another run_id"):
+        train(config(toy, tmp_path, *how, "training.max_steps=1"))
 
 
 def test_the_evaluation_examples_are_not_the_training_examples(toy: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def evaluate(
     ] = None,
     alone: Annotated[bool, typer.Option("--alone", help="Without the rows full and nothing.")] = False,
     window: Annotated[
-        bool, typer.Option("--window", help="A control for each: a sliding window with as many entries and the same pins, nothing trained.")
+        bool, typer.Option("--window", help="A control for each: a sliding window as large at the peak, the same pins, nothing trained.")
     ] = False,
     run_id: Annotated[str | None, typer.Option("--run_id", "--run-id", help="Name of the run; the same name goes on.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A YAML file of settings, and the adapter that ccm train made of it.")] = None,

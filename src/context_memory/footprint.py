@@ -51,7 +51,8 @@ def peak_when_answered(plan: Plan, scheme: Scheme, given: int) -> int:
     """Most entries a layer that a token of the answer finds (b = 1), itself and the prompt included: what is left of the first `given` raw
     tokens and of the answer so far. Of the answer alone, where it is cut into segments itself, see `peak_if_said`."""
     t = plan.tokens
-    said = (t.raw & (t.raw.cumsum(1) > given))[0]
+    rank = t.raw.cumsum(1)
+    said = (t.raw & (rank > min(given, int(rank.max()) - 1)))[0]  # an answer of no token is its end, after the prompt's last one
     return int(visible(scheme, t.map(lambda x: x[:, said, None]), t.map(lambda x: x[:, None])).sum(-1).max())
 
 

@@ -66,7 +66,8 @@ def test_of_numbers_that_are_kept_once_the_question_s_are_known_as_far_as_they_s
     assert kept([Numbers()]) == [["4", "2", "6"], ["6", "4", "2"], ["2", "9", "1", "1"]]
     assert kept([Numbers(once=True)]) == [["6"], [], ["9", "1", "1"]]  # the question's own 4 and 2 are kept by the rule
     assert kept([Numbers(once=True), Prompt()]) == [["6"], [], ["9", "1", "1"]]
-    assert kept([Numbers(budget=1, once=True)]) == [["6"], ["4"], ["1"]]  # of the question only the last stays, and half of 11 is no number
+    for whole, last in ((True, "9"), (False, "1")):  # of the question only the last stays, and half of 11 is no number
+        assert kept([Numbers(budget=1, once=True, whole=whole)]) == [["6"], ["4"], [last]]
     told = replace(example, context=("It is 6.",))
     assert kept([Numbers(once=True)], told) == kept([Numbers(once=True)])  # whoever writes the context first does not know its words
 

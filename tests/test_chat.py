@@ -106,6 +106,10 @@ def test_slips_are_said_and_the_conversation_goes_on(screen: Screen, tmp_path: P
         f"/open {tmp_path / 'text'}": "damaged or not a memory file",
         f"/save {tmp_path}/nowhere/jin.ccm": "cannot be written to",
         f"/save {tmp_path}": "cannot be written to",
+        "/save ~nouser/x.ccm": "a user that is not there",
+        "/open ~nouser/x.ccm": "a user that is not there",
+        "/save " + "x" * 300: "File name too long",
+        "/save a\0b": "cannot hold a NUL",
         "x" * 4096: "past the model's 4096",
     }
     for line, message in slips.items():

@@ -70,6 +70,7 @@ def test_another_seed_gives_other_problems(key: str) -> None:
 
 def test_tally_numbers_stay_small_and_its_steps_follow_from_earlier_ones() -> None:
     kinds = set()
+    assert len([*Tally(min_steps=2, max_steps=2, test=200).examples("test")]) == 200  # nothing before the last but what is given
     for example in Tally(min_steps=3, max_steps=12, test=200).examples("test"):
         steps = example.meta["steps"]
         lines = example.target.split("\n")

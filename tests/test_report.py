@@ -168,6 +168,11 @@ def test_any_row_may_be_what_others_are_compared_with(tmp_path: Path, evaluation
     assert "nats" not in (tmp_path / "own" / "table.md").read_text()
 
 
+def test_a_difference_says_of_how_many_items_it_is(tmp_path: Path) -> None:
+    rows = [written(tmp_path / name, name, found=ROWS[name][:n]) for name, n in (("full", 4), ("concat", 8))]
+    assert [report.cells(line)["n"] for line in report.join(gather(rows))] == ["4", "8 (4 compared)"]
+
+
 def test_all_of_a_folder_may_be_named(tmp_path: Path, evaluation: Path) -> None:
     """`FOLDER/*` names its tables and plots as well as its rows."""
     compare([evaluation], evaluation)

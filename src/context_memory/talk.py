@@ -155,8 +155,10 @@ def named(path: str) -> Path:
     Raises:
         UserError: a user's folder, and there is no such user; no name for a file.
     """
+    if "\0" in path:
+        raise UserError("a file's name cannot hold a NUL; write another one.")
     try:
-        return Path(path.replace("\0", "")).expanduser()
+        return Path(path).expanduser()
     except RuntimeError as e:
         raise UserError(f"'{path}' is in the folder of a user that is not there; write ./{path} for a file of that name.") from e
 

@@ -1,10 +1,11 @@
 """A gate's way to every LoRA layer of a model: hooks while gradients are taken, and nothing of ours or PEFT's in between where none are.
 
-Seam: transformers 5.23, which hands unknown keyword arguments down to the attention of every decoder layer. A hook there reads
-`lora_gate`, so that a layer that is run again brings its gate along. (A hook on the layer itself would not do: gradient
-checkpointing replays the layer's `forward` without its hooks.) Without gradients neither hooks nor PEFT's wrappers are needed:
-`Wiring.unplugged` takes them out while a pass runs (torch 2.13, a module's `_forward_hooks` and `_forward_pre_hooks`). Passes of several
-threads wait for one another meanwhile; a call of the stock model from another thread does not, and must not come at the same time.
+Seams: peft 0.21, `get_peft_model`, which puts LoRA layers in; and transformers 5.23, which hands unknown keyword arguments down to the
+attention of every decoder layer. A hook there reads `lora_gate`, so that a layer that is run again brings its gate along. (A hook on the
+layer itself would not do: gradient checkpointing replays the layer's `forward` without its hooks.) Without gradients neither hooks nor
+PEFT's wrappers are needed: `Wiring.unplugged` takes them out while a pass runs (torch 2.13, a module's `_forward_hooks` and
+`_forward_pre_hooks`). Passes of several threads wait for one another meanwhile; a call of the stock model from another thread does not,
+and must not come at the same time.
 """
 
 from __future__ import annotations
